@@ -1,0 +1,406 @@
+//! Devices, their tensors, and the op table: every operation a model needs, by one name on every device.
+//!
+//! The CPU device is the specification (`cpu::reference`) and the default where there is no GPU; the CUDA device
+//! is checked against it. An op's letters: `m` rows (tokens), `n` outputs, `k` reduction; the destination comes
+//! first. Activations are `f32` on the CPU and `f16` or `bf16` on CUDA ([`Device::activation_dtype`]); the
+//! residual stream and the logits are `f32` on both.
+
+pub mod cpu;
+#[cfg(lowbit_cuda)]
+pub mod cuda;
+mod tensor;
+
+pub use tensor::Tensor;
+
+use crate::dtype::{DType, HostData};
+use crate::error::{Error, Result};
+use crate::quant::{ActQuant, LinearWeight, Scheme};
+
+/// Where tensors live and ops run.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// Host memory and threads.
+    Cpu(cpu::CpuDevice),
+    /// One NVIDIA GPU.
+    #[cfg(lowbit_cuda)]
+    Cuda(cuda::CudaDevice),
+}
+
+/// Input of linear layers: a row-major `[rows, k]` matrix, as floats, as int8 codes with one scale per row, or both.
+///
+/// Which part is valid is what the producing op's [`Emit`] asked for. Buffers are scratch: allocated once for the
+/// largest batch and used from their start with a row stride of exactly `k`.
+#[derive(Debug)]
+pub struct Act {
+    /// `[rows, k]` in the device's activation dtype; written when `Emit::quant` is [`ActQuant::None`].
+    pub floats: Tensor,
+    /// `[rows, k]` `I8` codes; written otherwise.
+    pub codes: Tensor,
+    /// `[rows]` `F32` scales of the codes (every entry the static scale when static).
+    pub scales: Tensor,
+}
+
+/// What an op that produces a linear layer's input does on its way out.
+#[derive(Debug, Clone, Copy)]
+pub struct Emit<'a> {
+    /// Act-order gather: output column `c` takes computed column `order[c]` (`U32`, `[k]`).
+    pub order: Option<&'a Tensor>,
+    /// Quantization of the row, after the gather.
+    pub quant: ActQuant,
+}
+
+impl Emit<'_> {
+    /// Plain floats in their own order.
+    pub const FLOATS: Emit<'static> = Emit { order: None, quant: ActQuant::None };
+}
+
+/// Where a linear layer writes in each row of its destination.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns {
+    /// First column written.
+    pub offset: usize,
+    /// Elements between rows of the destination.
+    pub stride: usize,
+}
+
+/// How a linear layer writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// `out = y`
+    Store,
+    /// `out += y` (`F32` destinations only: the residual stream).
+    Add,
+}
+
+/// A linear layer's weight in one device's kernel layout. Only [`Device::pack`] makes one, so holding it proves
+/// that its bytes are in the order the device's kernels read, its shapes are checked, and its order is a permutation.
+#[derive(Debug)]
+pub struct PackedWeight {
+    /// Output channels.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+    /// What it was packed from.
+    pub scheme: Scheme,
+    /// `[k]` `U32` act-order gather that the producer of the input must apply.
+    pub order: Option<Tensor>,
+    pub(crate) body: PackedBody,
+}
+
+#[derive(Debug)]
+pub(crate) enum PackedBody {
+    Cpu(cpu::CpuPacked),
+    #[cfg(lowbit_cuda)]
+    Cuda(cuda::CudaPacked),
+}
+
+impl PackedWeight {
+    /// Bytes of weights, scales, zero points and bias in device memory.
+    pub fn bytes(&self) -> usize {
+        match &self.body {
+            PackedBody::Cpu(p) => p.bytes(),
+            #[cfg(lowbit_cuda)]
+            PackedBody::Cuda(p) => p.bytes(),
+        }
+    }
+
+    /// Name of the kernel that runs it for `m` rows, for reports.
+    pub fn kernel(&self, m: usize) -> String {
+        match &self.body {
+            PackedBody::Cpu(p) => p.kernel(m),
+            #[cfg(lowbit_cuda)]
+            PackedBody::Cuda(p) => p.kernel(m),
+        }
+    }
+}
+
+/// Shape of the attention of one model.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Elements of a head, even.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Sliding window: a query at position `p` sees keys at `p - window + 1 ..= p`.
+    pub window: Option<usize>,
+    /// Tokens in a KV block.
+    pub block_size: usize,
+}
+
+impl AttentionShape {
+    /// Width of the fused `[q | k | v]` row.
+    pub fn qkv_width(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+}
+
+/// The per-step metadata of a ragged batch, on the device. Rows of all sequences are concatenated.
+#[derive(Debug)]
+pub struct BatchMeta {
+    /// `[m]` `U32` token ids.
+    pub token_ids: Tensor,
+    /// `[m]` `U32` position of each row in its sequence.
+    pub positions: Tensor,
+    /// `[m]` `U32` KV slot (`block * block_size + offset`) each row writes; `u32::MAX` writes nowhere.
+    pub slot_mapping: Tensor,
+    /// `[batch, max_blocks]` `U32` block numbers of each sequence.
+    pub block_tables: Tensor,
+    /// `[batch]` `U32` keys of each sequence, this step's included.
+    pub context_lens: Tensor,
+    /// `[batch + 1]` `U32` first row of each sequence, then `m`.
+    pub cu_seqlens_q: Tensor,
+    /// `[logit_rows]` `U32` rows whose logits are wanted.
+    pub logit_rows: Tensor,
+    /// Rows.
+    pub m: usize,
+    /// Sequences.
+    pub batch: usize,
+    /// Row stride of `block_tables`.
+    pub max_blocks: usize,
+    /// Most rows of any sequence; 1 means pure decode.
+    pub max_q_len: usize,
+    /// Most keys of any sequence.
+    pub max_context_len: usize,
+    /// Rows whose logits are wanted.
+    pub num_logit_rows: usize,
+}
+
+/// Keys and values of one layer: two `[num_blocks, block_size, num_kv_heads, head_dim]` tensors.
+#[derive(Debug)]
+pub struct KvLayer {
+    /// Keys, rotated.
+    pub k: Tensor,
+    /// Values.
+    pub v: Tensor,
+}
+
+/// One op table line: the CPU arm and the CUDA arm of a method.
+macro_rules! dispatch {
+    ($self:expr, $op:ident ( $($arg:expr),* )) => {
+        match $self {
+            Device::Cpu(d) => cpu::ops::$op(d, $($arg),*),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => cuda::ops::$op(d, $($arg),*),
+        }
+    };
+}
+
+impl Device {
+    /// The CPU with its fast paths.
+    pub fn cpu() -> Device {
+        Device::Cpu(cpu::CpuDevice::new())
+    }
+
+    /// The CPU running the executable specification only: slow, exact, readable.
+    pub fn cpu_reference() -> Device {
+        Device::Cpu(cpu::CpuDevice::reference())
+    }
+
+    /// GPU number `ordinal`, computing in `dtype` (`F16` or `BF16`).
+    ///
+    /// # Errors
+    /// `Unsupported` when this binary was built without CUDA; `Cuda` when there is no driver or GPU, or the driver
+    /// is too old for the embedded kernels.
+    pub fn cuda(ordinal: usize, dtype: DType) -> Result<Device> {
+        #[cfg(lowbit_cuda)]
+        {
+            Ok(Device::Cuda(cuda::CudaDevice::new(ordinal, dtype)?))
+        }
+        #[cfg(not(lowbit_cuda))]
+        {
+            let _ = (ordinal, dtype);
+            Err(Error::unsupported(
+                "CUDA in this binary: it was built without nvcc",
+                "Run scripts/install-cuda-toolchain (no root needed) and rebuild, or use --device cpu",
+            ))
+        }
+    }
+
+    /// `cpu` or `cuda`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Device::Cpu(_) => "cpu",
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Type of activations between ops.
+    pub fn activation_dtype(&self) -> DType {
+        match self {
+            Device::Cpu(_) => DType::F32,
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => d.dtype(),
+        }
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        dispatch!(self, memory())
+    }
+
+    /// A tensor of `len` zeros.
+    pub fn zeros(&self, dtype: DType, len: usize) -> Result<Tensor> {
+        dispatch!(self, zeros(dtype, len))
+    }
+
+    /// Moves host elements to the device.
+    pub fn upload(&self, data: HostData) -> Result<Tensor> {
+        dispatch!(self, upload(data))
+    }
+
+    /// Overwrites the start of `dst` with `data` (same dtype, not longer).
+    pub fn write(&self, dst: &mut Tensor, data: &HostData) -> Result<()> {
+        if data.dtype() != dst.dtype() || data.len() > dst.len() {
+            return Err(Error::Shape {
+                op: "write",
+                expected: format!("at most {} elements of {}", dst.len(), dst.dtype()),
+                got: format!("{} of {}", data.len(), data.dtype()),
+            });
+        }
+        dispatch!(self, write(dst, data))
+    }
+
+    /// Copies the first `len` elements to the host, after everything enqueued before.
+    pub fn download(&self, src: &Tensor, len: usize) -> Result<HostData> {
+        require("download", src, src.dtype(), len)?;
+        dispatch!(self, download(src, len))
+    }
+
+    /// Waits for everything enqueued and reports faults.
+    pub fn synchronize(&self) -> Result<()> {
+        dispatch!(self, synchronize())
+    }
+
+    /// Repacks a canonical weight into this device's kernel layout and moves it there. The only maker of
+    /// [`PackedWeight`].
+    ///
+    /// # Errors
+    /// `Unsupported` for a scheme without a kernel; `Shape` when parts of the weight disagree.
+    pub fn pack(&self, weight: LinearWeight) -> Result<PackedWeight> {
+        dispatch!(self, pack(weight))
+    }
+
+    /// `out[r, :] = table[ids[r], :]` for `r < m`; `out` `F32`, `table` `[vocab, width]` of any floating type.
+    /// Ids must be below the vocabulary size: the engine checks them.
+    pub fn embed(&self, out: &mut Tensor, table: &Tensor, ids: &Tensor, width: usize, m: usize) -> Result<()> {
+        require("embed out", out, DType::F32, m * width)?;
+        require("embed ids", ids, DType::U32, m)?;
+        dispatch!(self, embed(out, table, ids, width, m))
+    }
+
+    /// `out[r, :] = x[rows[r], :]` for `r < m`; `F32` rows of `width`.
+    pub fn gather_rows(&self, out: &mut Tensor, x: &Tensor, rows: &Tensor, width: usize, m: usize) -> Result<()> {
+        require("gather_rows out", out, DType::F32, m * width)?;
+        require("gather_rows rows", rows, DType::U32, m)?;
+        dispatch!(self, gather_rows(out, x, rows, width, m))
+    }
+
+    /// `out = emit(x / sqrt(mean(x^2) + eps) * weight)` per row; `x` `F32` `[m, k]`, `weight` `F32` `[k]`.
+    pub fn rms_norm(&self, out: &mut Act, x: &Tensor, weight: &Tensor, eps: f32, emit: Emit<'_>, m: usize) -> Result<()> {
+        let k = weight.len();
+        require("rms_norm x", x, DType::F32, m * k)?;
+        require_act("rms_norm", self, out, emit, m, k)?;
+        dispatch!(self, rms_norm(out, x, weight, eps, emit, m))
+    }
+
+    /// `out = emit(silu(gate) * up)` per row, `silu(g) = g / (1 + exp(-g))`; `gate_up` `[m, 2 * k]`, gate in the
+    /// first `k` columns, in the activation dtype.
+    pub fn silu_mul(&self, out: &mut Act, gate_up: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
+        require("silu_mul gate_up", gate_up, self.activation_dtype(), m * 2 * k)?;
+        require_act("silu_mul", self, out, emit, m, k)?;
+        dispatch!(self, silu_mul(out, gate_up, k, emit, m))
+    }
+
+    /// `out = emit(x)` per row; `x` `[m, k]` in the activation dtype. Quantizes or gathers what no producer could.
+    pub fn quantize(&self, out: &mut Act, x: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
+        require("quantize x", x, self.activation_dtype(), m * k)?;
+        require_act("quantize", self, out, emit, m, k)?;
+        dispatch!(self, quantize(out, x, k, emit, m))
+    }
+
+    /// `out[r, columns] (+)= x[r, :] * w^T + bias` for `r < m`.
+    ///
+    /// `x` must have been emitted with the weight's `order` and activation quantization. `out` is `F32` or the
+    /// activation dtype; `Write::Add` needs `F32`. W8A8 results are the same bits on every device, for every `m`.
+    pub fn linear(&self, out: &mut Tensor, columns: Columns, x: &Act, w: &PackedWeight, write: Write, m: usize) -> Result<()> {
+        let fits = columns.offset + w.n <= columns.stride && out.len() >= m * columns.stride;
+        if !fits || (write == Write::Add && out.dtype() != DType::F32) {
+            return Err(Error::Shape {
+                op: "linear",
+                expected: format!("[{m}, {}] from column {} in rows of {}", w.n, columns.offset, columns.stride),
+                got: format!("{} elements of {}, {write:?}", out.len(), out.dtype()),
+            });
+        }
+        if m == 0 {
+            return Ok(());
+        }
+        dispatch!(self, linear(out, columns, x, w, write, m))
+    }
+
+    /// RMSNorm of every query and key head in place (Qwen3); `qkv` `[m, qkv_width]`, weights `F32` `[head_dim]`.
+    pub fn qk_norm(&self, qkv: &mut Tensor, q_weight: &Tensor, k_weight: &Tensor, eps: f32, shape: &AttentionShape, m: usize) -> Result<()> {
+        require("qk_norm qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
+        dispatch!(self, qk_norm(qkv, q_weight, k_weight, eps, shape, m))
+    }
+
+    /// Rotates queries and keys in place; pairs are `(i, i + head_dim / 2)`. `table` is `F32` `[positions, head_dim]`:
+    /// `head_dim / 2` cosines, then as many sines.
+    pub fn rope(&self, qkv: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
+        require("rope qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
+        require("rope positions", positions, DType::U32, m)?;
+        dispatch!(self, rope(qkv, table, positions, shape, m))
+    }
+
+    /// Writes each row's keys and values to its slot of the paged cache.
+    pub fn kv_write(&self, cache: &mut KvLayer, qkv: &Tensor, slot_mapping: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
+        require("kv_write qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
+        require("kv_write slot_mapping", slot_mapping, DType::U32, m)?;
+        dispatch!(self, kv_write(cache, qkv, slot_mapping, shape, m))
+    }
+
+    /// Causal attention of the batch's queries over the paged cache (which already holds this step's keys):
+    /// `out` `[m, num_heads * head_dim]` in the activation dtype.
+    pub fn attention(&self, out: &mut Tensor, qkv: &Tensor, cache: &KvLayer, meta: &BatchMeta, shape: &AttentionShape) -> Result<()> {
+        require("attention out", out, self.activation_dtype(), meta.m * shape.num_heads * shape.head_dim)?;
+        require("attention qkv", qkv, self.activation_dtype(), meta.m * shape.qkv_width())?;
+        dispatch!(self, attention(out, qkv, cache, meta, shape))
+    }
+
+    /// Per row of `logits` (`F32` `[m, vocab]`): the lowest id of the largest logit into `ids`, and into `stats`
+    /// (`F32` `[m, 3]`) the largest logit, the natural log of the sum of exponentials, and `logits[r, targets[r]]`.
+    pub fn logits_stats(&self, ids: &mut Tensor, stats: &mut Tensor, logits: &Tensor, targets: &Tensor, vocab: usize, m: usize) -> Result<()> {
+        require("logits_stats ids", ids, DType::U32, m)?;
+        require("logits_stats stats", stats, DType::F32, 3 * m)?;
+        require("logits_stats logits", logits, DType::F32, m * vocab)?;
+        require("logits_stats targets", targets, DType::U32, m)?;
+        dispatch!(self, logits_stats(ids, stats, logits, targets, vocab, m))
+    }
+}
+
+/// Fails unless `tensor` has `dtype` and at least `len` elements.
+fn require(op: &'static str, tensor: &Tensor, dtype: DType, len: usize) -> Result<()> {
+    if tensor.dtype() == dtype && tensor.len() >= len {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        expected: format!("at least {len} elements of {dtype}"),
+        got: format!("{} of {}", tensor.len(), tensor.dtype()),
+    })
+}
+
+fn require_act(op: &'static str, device: &Device, out: &Act, emit: Emit<'_>, m: usize, k: usize) -> Result<()> {
+    if let Some(order) = emit.order {
+        require(op, order, DType::U32, k)?;
+    }
+    if emit.quant == ActQuant::None {
+        return require(op, &out.floats, device.activation_dtype(), m * k);
+    }
+    require(op, &out.codes, DType::I8, m * k)?;
+    require(op, &out.scales, DType::F32, m)
+}

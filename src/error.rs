@@ -1,0 +1,166 @@
+//! The crate's one error type, its variants chosen by who must act.
+//!
+//! Every message says what was wrong, where (file, tensor, field, flag), what was expected, and where it
+//! helps what to do about it. The binary maps variants to exit codes ([`Error::exit_code`]).
+
+use std::path::{Path, PathBuf};
+
+/// Result of every fallible function of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File or directory concerned.
+        path: PathBuf,
+        /// The system's own error.
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// A file of a model directory does not hold what its format demands. Replace or re-download it.
+    #[error("{}{}: {reason}", file.display(), tensor.as_ref().map(|t| format!(": tensor `{t}`")).unwrap_or_default())]
+    Checkpoint {
+        /// File at fault.
+        file: PathBuf,
+        /// Tensor at fault, when one is.
+        tensor: Option<String>,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
+
+    /// A field of a JSON configuration file is missing, malformed, out of range or not understood.
+    #[error("{}: field `{field}`: {reason}", file.display())]
+    Config {
+        /// File at fault.
+        file: PathBuf,
+        /// Path of the field, dots between levels.
+        field: String,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
+
+    /// Well-formed input that asks for something this build cannot do.
+    #[error("not supported: {what}. {advice}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What is supported instead, or what to do.
+        advice: String,
+    },
+
+    /// An operation got tensors whose shapes or dtypes do not fit. A bug of the caller.
+    #[error("{op}: expected {expected}, got {got}")]
+    Shape {
+        /// Operation name, the same in Rust and CUDA.
+        op: &'static str,
+        /// What the operation takes.
+        expected: String,
+        /// What it was given.
+        got: String,
+    },
+
+    /// The memory plan does not fit. Found before anything is allocated.
+    #[error("out of memory: {what} needs {needed_bytes} bytes, {free_bytes} are free. {advice}")]
+    OutOfMemory {
+        /// Which part of the plan.
+        what: String,
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// Flag or change that makes it fit.
+        advice: String,
+    },
+
+    /// The CUDA driver or a kernel failed.
+    #[error("CUDA: {op}: {reason}")]
+    Cuda {
+        /// Operation enqueued last.
+        op: String,
+        /// The driver's message and, where known, the way out.
+        reason: String,
+    },
+
+    /// A tokenizer or chat template cannot be loaded or applied.
+    #[error("{what}: {reason}")]
+    Text {
+        /// File, or the part of text processing.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A model could not be fetched from the hub.
+    #[error("hub: {model}: {reason}")]
+    Hub {
+        /// Model id as the user gave it.
+        model: String,
+        /// What the hub answered and what to do.
+        reason: String,
+    },
+
+    /// A request or command-line value out of its range.
+    #[error("{what}: {reason}")]
+    Input {
+        /// Name of the flag or field.
+        what: String,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
+
+    /// A check that was asked for (`verify`) did not pass.
+    #[error("verification failed: {0}")]
+    Verification(String),
+}
+
+impl Error {
+    /// Process exit code of the binary for this error (docs/architecture.md lists them).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Input { .. } => 2,
+            Error::Io { .. } => 3,
+            Error::Checkpoint { .. } | Error::Config { .. } | Error::Text { .. } => 4,
+            Error::Unsupported { .. } => 5,
+            Error::OutOfMemory { .. } => 6,
+            Error::Cuda { .. } | Error::Shape { .. } => 7,
+            Error::Hub { .. } => 8,
+            Error::Verification(_) => 9,
+        }
+    }
+
+    /// An [`Error::Io`] at `path`; made for `map_err(Error::io(path))`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { path, source }
+    }
+
+    /// An [`Error::Checkpoint`] about a whole file.
+    pub fn file(file: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::Checkpoint { file: file.as_ref().to_path_buf(), tensor: None, reason: reason.into() }
+    }
+
+    /// An [`Error::Checkpoint`] about one tensor of a file.
+    pub fn tensor(file: impl AsRef<Path>, tensor: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Checkpoint { file: file.as_ref().to_path_buf(), tensor: Some(tensor.into()), reason: reason.into() }
+    }
+
+    /// An [`Error::Config`].
+    pub fn config(file: impl AsRef<Path>, field: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Config { file: file.as_ref().to_path_buf(), field: field.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, advice: impl Into<String>) -> Error {
+        Error::Unsupported { what: what.into(), advice: advice.into() }
+    }
+
+    /// An [`Error::Input`].
+    pub fn input(what: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Input { what: what.into(), reason: reason.into() }
+    }
+}

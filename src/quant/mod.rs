@@ -1,0 +1,187 @@
+//! Quantization on host slices: schemes, the canonical quantized weight, packing of codes.
+//!
+//! Nothing here knows files or devices. `checkpoint` reads every format into [`LinearWeight`]; a device's
+//! `pack` turns that into bytes in its own kernels' layout.
+//!
+//! Affine convention everywhere (docs/numerics.md): `q = clamp(rne(x / s) + z, qmin, qmax)`, `x' = s * (q - z)`.
+
+use crate::dtype::HostData;
+
+/// How the activations of a linear layer are quantized on their way in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ActQuant {
+    /// Not quantized: 16-bit (CPU: 32-bit) activations.
+    None,
+    /// Symmetric int8 with one scale per token, `s = amax / 127`, computed from the live row; codes in [-127, 127].
+    DynamicPerToken,
+    /// int8 with one scale and zero point for the whole tensor, from calibration; codes in [-128, 127].
+    StaticPerTensor {
+        /// Real value of one step.
+        scale: f32,
+        /// Code of real zero; 0 when symmetric.
+        zero_point: i32,
+    },
+}
+
+/// How a linear layer is quantized, in the field's words: `w4a16 g128 asym act-order`, `w8a8 per-channel dynamic`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scheme {
+    /// Bits of a weight code, 2 to 8; 16 or 32 for an unquantized weight.
+    pub weight_bits: u8,
+    /// Consecutive inputs (after act-order sorting) that share a scale; `None` is one scale per output channel.
+    pub group_size: Option<usize>,
+    /// Every zero point is the middle code `2^(bits-1)`.
+    pub symmetric: bool,
+    /// Columns are stored in another order than the layer's inputs.
+    pub act_order: bool,
+    /// Activation side.
+    pub activation: ActQuant,
+}
+
+impl Scheme {
+    /// True for a weight held as 16- or 32-bit floating point.
+    pub fn is_dense(&self) -> bool {
+        self.weight_bits >= 16
+    }
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_dense() {
+            return f.write_str(if self.weight_bits == 16 { "16-bit" } else { "32-bit" });
+        }
+        let activation_bits = if self.activation == ActQuant::None { 16 } else { 8 };
+        write!(f, "w{}a{activation_bits}", self.weight_bits)?;
+        match self.group_size {
+            Some(g) => write!(f, " g{g}")?,
+            None => f.write_str(" per-channel")?,
+        }
+        f.write_str(if self.symmetric { " sym" } else { " asym" })?;
+        if self.act_order {
+            f.write_str(" act-order")?;
+        }
+        match self.activation {
+            ActQuant::None => Ok(()),
+            ActQuant::DynamicPerToken => f.write_str(", activations int8 dynamic per token"),
+            ActQuant::StaticPerTensor { zero_point: 0, .. } => f.write_str(", activations int8 static per tensor"),
+            ActQuant::StaticPerTensor { .. } => f.write_str(", activations int8 static per tensor, asymmetric"),
+        }
+    }
+}
+
+/// A quantized weight in canonical form: what every format reads into and every method writes.
+///
+/// `w[r, order[c]] = scales[r, c / g] * (codes[r, c] - zeros[r, c / g])`, with `g = group_size` and
+/// `order` the identity when absent. Codes are unsigned whatever the file held (a signed code plus `2^(bits-1)`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantWeight {
+    /// Output channels.
+    pub n: usize,
+    /// Inputs (reduction length).
+    pub k: usize,
+    /// Bits of a code, 2 to 8.
+    pub bits: u8,
+    /// Columns that share a scale, 1 to `k`; the last group may be short. `k` itself means per channel.
+    pub group_size: usize,
+    /// `[n, k]` codes, each below `2^bits`.
+    pub codes: Vec<u8>,
+    /// `[n, groups]` scales, finite; exactly the values of the file.
+    pub scales: Vec<f32>,
+    /// `[n, groups]` zero points in units of codes; integral for every integer format, and may be `2^bits`
+    /// (GPTQ v1 files store `z - 1` in `bits` bits).
+    pub zeros: Vec<f32>,
+    /// Act-order: stored column `c` multiplies input `order[c]`. A permutation of `0..k`.
+    pub order: Option<Vec<u32>>,
+}
+
+impl QuantWeight {
+    /// Number of groups in a row: `ceil(k / group_size)`.
+    pub fn groups(&self) -> usize {
+        self.k.div_ceil(self.group_size)
+    }
+
+    /// True when every zero point is the middle code.
+    pub fn is_symmetric(&self) -> bool {
+        let middle = f32::from(1u16 << (self.bits - 1));
+        self.zeros.iter().all(|&z| z == middle)
+    }
+
+    /// The weight as `[n, k]` f32 in the layer's own input order: `s * (q - z)`, each one rounding.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let (k, groups) = (self.k, self.groups());
+        let mut w = vec![0.0; self.n * k];
+        for r in 0..self.n {
+            for c in 0..k {
+                let g = r * groups + c / self.group_size;
+                let column = self.order.as_ref().map_or(c, |o| o[c] as usize);
+                w[r * k + column] = self.scales[g] * (f32::from(self.codes[r * k + c]) - self.zeros[g]);
+            }
+        }
+        w
+    }
+}
+
+/// Weight values of a linear layer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Weight {
+    /// `[n, k]` floating point, in the file's type.
+    Dense {
+        /// Output channels.
+        n: usize,
+        /// Inputs.
+        k: usize,
+        /// `n * k` elements, row-major.
+        data: HostData,
+    },
+    /// Codes and scales.
+    Quant(QuantWeight),
+}
+
+/// One linear layer as a checkpoint holds it: `y[m, n] = x[m, k] * w[n, k]^T + bias[n]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearWeight {
+    /// The weight.
+    pub weight: Weight,
+    /// `[n]` bias.
+    pub bias: Option<Vec<f32>>,
+    /// How its input is quantized.
+    pub activation: ActQuant,
+}
+
+impl LinearWeight {
+    /// Output channels.
+    pub fn n(&self) -> usize {
+        match &self.weight {
+            Weight::Dense { n, .. } => *n,
+            Weight::Quant(q) => q.n,
+        }
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        match &self.weight {
+            Weight::Dense { k, .. } => *k,
+            Weight::Quant(q) => q.k,
+        }
+    }
+
+    /// The scheme in words' form.
+    pub fn scheme(&self) -> Scheme {
+        match &self.weight {
+            Weight::Dense { data, .. } => Scheme {
+                weight_bits: 8 * data.dtype().size_bytes() as u8,
+                group_size: None,
+                symmetric: true,
+                act_order: false,
+                activation: self.activation,
+            },
+            Weight::Quant(q) => Scheme {
+                weight_bits: q.bits,
+                group_size: (q.group_size < q.k).then_some(q.group_size),
+                symmetric: q.is_symmetric(),
+                act_order: q.order.is_some(),
+                activation: self.activation,
+            },
+        }
+    }
+}
