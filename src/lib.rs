@@ -9,6 +9,6 @@ pub mod checkpoint;
 pub mod device;
 pub mod layers;
 pub mod models;
-pub mod text;
 pub mod engine;
+pub mod text;
 pub mod cli;
