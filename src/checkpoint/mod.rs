@@ -5,6 +5,7 @@
 //! needs, and `linear`/`tensor` then hand out weights one at a time.
 
 mod config;
+pub mod hub;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 

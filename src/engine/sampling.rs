@@ -1,0 +1,353 @@
+//! From one row of logits to one token id.
+//!
+//! The order is fixed: repetition, presence and frequency penalties; logit bias and the ban of end tokens before
+//! `min_tokens`; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
+//! it left, renormalized, as in vLLM. Ties always go to the lowest id, so `top_k = 1` is greedy decoding.
+//!
+//! Randomness is a pure function of (seed, step): a sequence draws the same numbers whatever else is in its batch.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use crate::checkpoint::GenerationConfig;
+use crate::error::{Error, Result};
+
+/// How to choose tokens; names and meanings of vLLM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Softmax temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Candidates kept; 0 keeps all.
+    pub top_k: u32,
+    /// Least mass that the kept candidates must hold, in (0, 1]; 1 keeps all.
+    pub top_p: f32,
+    /// Least probability relative to the best candidate's, in [0, 1]; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive logits and multiplies negative ones of every token in prompt or output; 1 is none.
+    pub repetition_penalty: f32,
+    /// Taken off the logit of every token in the output; in [-2, 2].
+    pub presence_penalty: f32,
+    /// Taken off the logit once for every occurrence in the output; in [-2, 2].
+    pub frequency_penalty: f32,
+    /// Added to logits by token id; negative infinity bans a token.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Makes the draw repeatable; without one each [`Sampler`] picks its own.
+    pub seed: Option<u64>,
+    /// How many of the most probable tokens to report at each step; the chosen one's is always reported.
+    pub logprobs: Option<usize>,
+    /// Tokens to generate before any of `stop_token_ids` may be chosen.
+    pub min_tokens: usize,
+    /// Ids that end the sequence: the model's own and the request's. The engine stops on them unless `ignore_eos`.
+    pub stop_token_ids: Vec<u32>,
+    /// Go on after `stop_token_ids`.
+    pub ignore_eos: bool,
+}
+
+impl Default for SamplingParams {
+    fn default() -> SamplingParams {
+        SamplingParams {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+            logprobs: None,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Greedy decoding.
+    pub fn greedy() -> SamplingParams {
+        SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    }
+
+    /// A model's own defaults: what `generation_config.json` sets, end-of-sequence ids included, and the neutral
+    /// value for the rest. `do_sample: false` is temperature 0.
+    pub fn from_generation(config: &GenerationConfig) -> SamplingParams {
+        let neutral = SamplingParams::default();
+        let temperature = if config.do_sample == Some(false) { Some(0.0) } else { config.temperature };
+        SamplingParams {
+            temperature: temperature.unwrap_or(neutral.temperature),
+            top_k: config.top_k.unwrap_or(neutral.top_k),
+            top_p: config.top_p.unwrap_or(neutral.top_p),
+            min_p: config.min_p.unwrap_or(neutral.min_p),
+            repetition_penalty: config.repetition_penalty.unwrap_or(neutral.repetition_penalty),
+            stop_token_ids: config.eos_token_ids.clone(),
+            ..neutral
+        }
+    }
+
+    /// Checks every field against its range and the model's `vocab` size.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the first field that is out of range or not a number.
+    pub fn validate(&self, vocab: usize) -> Result<()> {
+        let range = |what: &str, value: f32, fits: bool, expected: &str| match fits {
+            true => Ok(()),
+            false => Err(Error::input(what, format!("expected {expected}, got {value}"))),
+        };
+        let (t, r) = (self.temperature, self.repetition_penalty);
+        range("temperature", t, t.is_finite() && t >= 0.0, "a number of at least 0")?;
+        range("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0 and at most 1")?;
+        range("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1")?;
+        range("repetition_penalty", r, r.is_finite() && r > 0.0, "a number above 0")?;
+        for (what, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            range(what, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2")?;
+        }
+        for (&id, &bias) in &self.logit_bias {
+            if id as usize >= vocab {
+                return Err(Error::input("logit_bias", format!("token id {id} is not below the vocabulary's {vocab}")));
+            }
+            let fits = bias.is_finite() || bias == f32::NEG_INFINITY;
+            range(&format!("logit_bias of token {id}"), bias, fits, "a finite number or negative infinity")?;
+        }
+        if let Some(id) = self.stop_token_ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::input("stop_token_ids", format!("token id {id} is not below the vocabulary's {vocab}")));
+        }
+        match self.logprobs {
+            Some(n) if n > vocab => {
+                Err(Error::input("logprobs", format!("expected at most the vocabulary's {vocab}, got {n}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub id: u32,
+    /// Natural log of the probability that the model itself gave it: temperature 1, no penalty, bias or filter.
+    pub logprob: f32,
+    /// The `logprobs` most probable tokens with the same kind of figure, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// The sampling state of one sequence.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    seed: u64,
+    step: u64,
+    /// Tokens of prompt and output, with how often each is in the output.
+    seen: HashMap<u32, u32>,
+    logits: Vec<f32>,
+    candidates: Vec<u64>,
+}
+
+impl Sampler {
+    /// A sampler for a sequence that starts with `prompt_ids`; `params` have passed [`SamplingParams::validate`].
+    pub fn new(params: SamplingParams, prompt_ids: &[u32]) -> Sampler {
+        // The standard library's keys are random per process and thread; hashing nothing with them gives a seed.
+        let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let seen = match params.repetition_penalty == 1.0 {
+            true => HashMap::new(),
+            false => prompt_ids.iter().map(|&id| (id, 0)).collect(),
+        };
+        Sampler { params, seed, step: 0, seen, logits: Vec::new(), candidates: Vec::new() }
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Chooses the next token from one row of logits, `[vocab]`, and counts it as output.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the row is empty or holds NaN or positive infinity; [`Error::Input`] when biases ban
+    /// every token.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
+        check(logits)?;
+        let log_total = log_sum_exp(logits);
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.penalize();
+        let id = match self.params.temperature {
+            0.0 => argmax(&self.logits),
+            temperature => {
+                self.filter(temperature);
+                self.draw()
+            }
+        };
+        let id = id.ok_or_else(|| Error::input("logit_bias", "bans every token that the model allows"))?;
+        let top = self.top_logprobs(logits, log_total);
+        *self.seen.entry(id).or_default() += 1;
+        self.step += 1;
+        Ok(Sampled { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32, top })
+    }
+
+    /// Penalties, bias and the ban of end tokens, in place.
+    fn penalize(&mut self) {
+        let p = &self.params;
+        if p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0 {
+            for (&id, &count) in &self.seen {
+                let Some(x) = self.logits.get_mut(id as usize) else { continue };
+                *x = if *x > 0.0 { *x / p.repetition_penalty } else { *x * p.repetition_penalty };
+                if count > 0 {
+                    *x -= p.presence_penalty + p.frequency_penalty * count as f32;
+                }
+            }
+        }
+        for (&id, bias) in &p.logit_bias {
+            if let Some(x) = self.logits.get_mut(id as usize) {
+                *x += bias;
+            }
+        }
+        if self.step < p.min_tokens as u64 {
+            for &id in &p.stop_token_ids {
+                if let Some(x) = self.logits.get_mut(id as usize) {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    /// Leaves in `candidates` the tokens that survive temperature, min-p, top-k and top-p.
+    fn filter(&mut self, temperature: f32) {
+        let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.candidates.clear();
+        if max == f32::NEG_INFINITY {
+            return;
+        }
+        // Relative to the best, so that a small temperature cannot overflow.
+        for x in &mut self.logits {
+            *x = (*x - max) / temperature;
+        }
+        let floor = if self.params.min_p > 0.0 { self.params.min_p.ln() } else { f32::MIN };
+        self.candidates.extend((0..).zip(&self.logits).filter(|&(_, &x)| x >= floor).map(|(id, &x)| key(x, id)));
+        let k = self.params.top_k as usize;
+        if k > 0 && k < self.candidates.len() {
+            keep_top(&mut self.candidates, k);
+        }
+        if self.params.top_p < 1.0 {
+            keep_mass(&mut self.candidates, &self.logits, f64::from(self.params.top_p));
+        }
+    }
+
+    /// Draws one candidate by inverting the cumulative distribution in order of ids.
+    fn draw(&mut self) -> Option<u32> {
+        // Filters leave candidates in an order of their own; ids make the draw independent of it.
+        self.candidates.sort_unstable_by_key(|&c| id_of(c));
+        let total: f64 = self.candidates.iter().map(|&c| weight(&self.logits, c)).sum();
+        let mut left = uniform(self.seed, self.step) * total;
+        for &c in &self.candidates {
+            left -= weight(&self.logits, c);
+            if left < 0.0 {
+                return Some(id_of(c));
+            }
+        }
+        // Rounding can leave a last sliver; it belongs to the last candidate that has any weight.
+        self.candidates.iter().rev().find(|&&c| weight(&self.logits, c) > 0.0).map(|&c| id_of(c))
+    }
+
+    fn top_logprobs(&mut self, logits: &[f32], log_total: f64) -> Vec<(u32, f32)> {
+        let Some(n) = self.params.logprobs.filter(|&n| n > 0) else { return Vec::new() };
+        self.candidates.clear();
+        self.candidates.extend((0..).zip(logits).map(|(id, &x)| key(x, id)));
+        keep_top(&mut self.candidates, n.min(logits.len()));
+        self.candidates.sort_unstable_by(|a, b| b.cmp(a));
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - log_total) as f32;
+        self.candidates.iter().map(|&c| (id_of(c), logprob(id_of(c)))).collect()
+    }
+}
+
+fn check(logits: &[f32]) -> Result<()> {
+    let got = match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+        Some(id) => format!("{} for token {id}: the weights or activations overflow", logits[id]),
+        None if argmax(logits).is_none() => "no token with a probability above 0".to_string(),
+        None => return Ok(()),
+    };
+    Err(Error::Shape { op: "sample", expected: "finite logits".to_string(), got })
+}
+
+/// The lowest id of the greatest logit; `None` when all are negative infinity.
+fn argmax(logits: &[f32]) -> Option<u32> {
+    let mut best = (None, f32::NEG_INFINITY);
+    for (id, &x) in (0..).zip(logits) {
+        if x > best.1 {
+            best = (Some(id), x);
+        }
+    }
+    best.0
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}
+
+/// A candidate as one integer that orders by logit, then by lower id: partial selection compares plain integers.
+fn key(x: f32, id: u32) -> u64 {
+    // Adding zero turns -0.0 into 0.0, which must tie.
+    let bits = (x + 0.0).to_bits();
+    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(ordered) << 32 | u64::from(!id)
+}
+
+fn id_of(candidate: u64) -> u32 {
+    !(candidate as u32)
+}
+
+/// Unnormalized probability of a candidate; `logits` are relative to the best.
+fn weight(logits: &[f32], candidate: u64) -> f64 {
+    f64::from(logits[id_of(candidate) as usize].exp())
+}
+
+/// Keeps the `k` best candidates, `1 <= k <= len`, in no order.
+fn keep_top(candidates: &mut Vec<u64>, k: usize) {
+    if k < candidates.len() {
+        candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+        candidates.truncate(k);
+    }
+}
+
+/// Keeps the fewest best candidates that hold at least `p` of the mass. Sorts only as many as that takes: the best
+/// 128, then eight times more while they do not suffice.
+fn keep_mass(candidates: &mut Vec<u64>, logits: &[f32], p: f64) {
+    let wanted = p * candidates.iter().map(|&c| weight(logits, c)).sum::<f64>();
+    let (mut sorted, mut held, mut next) = (0, 0.0, 128);
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let n = next.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+        }
+        rest[..n].sort_unstable_by(|a, b| b.cmp(a));
+        for &c in &rest[..n] {
+            held += weight(logits, c);
+            sorted += 1;
+            if held >= wanted {
+                candidates.truncate(sorted);
+                return;
+            }
+        }
+        next *= 8;
+    }
+}
+
+/// Output number `step` of SplitMix64 seeded with `seed` (Steele, Lea and Flood, "Fast splittable pseudorandom
+/// number generators", OOPSLA 2014). Its state is a plain counter, so any step is reached at once.
+pub fn random(seed: u64, step: u64) -> u64 {
+    let mut z = seed.wrapping_add(step.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Uniform in [0, 1), 53 bits.
+fn uniform(seed: u64, step: u64) -> f64 {
+    (random(seed, step) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+}
