@@ -1,1 +1,13 @@
-//! models
+//! Models: architectures as configuration and tensor-name tables over one decoder.
+
+mod decoder;
+mod dummy;
+mod load;
+mod plan;
+mod rope;
+
+pub use decoder::{Batch, DecoderLayer, Limits, LogitsStats, Model};
+pub use dummy::{DUMMY_MODELS, DummyScheme, dummy_config, dummy_linear};
+pub use load::{LayerTable, expected_tensors, layer_tables};
+pub use plan::{MemoryPlan, attention_shape, resident_bytes};
+pub use rope::rope_table;

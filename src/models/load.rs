@@ -1,0 +1,135 @@
+//! From a checkpoint's names to the decoder's slots. The four architectures share Hugging Face's names; they differ
+//! in which biases and norms exist.
+
+use crate::checkpoint::{Architecture, Checkpoint, Expected, ModelConfig};
+use crate::device::Device;
+use crate::error::Result;
+use crate::layers::{Linear, RmsNorm};
+use crate::quant::{ActQuant, LinearWeight, Weight};
+
+use super::decoder::{DecoderLayer, Limits, Model};
+
+/// Checkpoint names and shapes of one decoder layer's linears: what is fused into one slot is listed together.
+#[derive(Debug, Clone)]
+pub struct LayerTable {
+    /// `model.layers.N`.
+    pub prefix: String,
+    /// q, k, v: `(module name, n)`, all with `k = hidden_size`.
+    pub qkv: [(String, usize); 3],
+    /// Attention output, `n = hidden_size`, `k = num_heads * head_dim`.
+    pub o: String,
+    /// gate, up: `n = intermediate_size`, `k = hidden_size`.
+    pub gate_up: [String; 2],
+    /// MLP output, `n = hidden_size`, `k = intermediate_size`.
+    pub down: String,
+}
+
+/// The tables of all layers.
+pub fn layer_tables(config: &ModelConfig) -> Vec<LayerTable> {
+    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    (0..config.num_layers)
+        .map(|i| {
+            let prefix = format!("model.layers.{i}");
+            let attention = |name: &str| format!("{prefix}.self_attn.{name}");
+            let mlp = |name: &str| format!("{prefix}.mlp.{name}");
+            LayerTable {
+                qkv: [(attention("q_proj"), q), (attention("k_proj"), kv), (attention("v_proj"), kv)],
+                o: attention("o_proj"),
+                gate_up: [mlp("gate_proj"), mlp("up_proj")],
+                down: mlp("down_proj"),
+                prefix,
+            }
+        })
+        .collect()
+}
+
+/// Everything a model of this configuration needs from its checkpoint.
+pub fn expected_tensors(config: &ModelConfig) -> Vec<Expected> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let tensor = |name: String, shape: &[usize]| Expected::Tensor { name, shape: shape.to_vec() };
+    let mut all = vec![
+        tensor("model.embed_tokens.weight".into(), &[config.vocab_size, hidden]),
+        tensor("model.norm.weight".into(), &[hidden]),
+    ];
+    if !config.tie_word_embeddings {
+        all.push(Expected::Linear { name: "lm_head".into(), n: config.vocab_size, k: hidden, bias: false });
+    }
+    for table in layer_tables(config) {
+        let norm = |name: &str| format!("{}.{name}.weight", table.prefix);
+        all.push(tensor(norm("input_layernorm"), &[hidden]));
+        all.push(tensor(norm("post_attention_layernorm"), &[hidden]));
+        if config.architecture == Architecture::Qwen3 {
+            all.push(tensor(norm("self_attn.q_norm"), &[config.head_dim]));
+            all.push(tensor(norm("self_attn.k_norm"), &[config.head_dim]));
+        }
+        for (name, n) in &table.qkv {
+            all.push(Expected::Linear { name: name.clone(), n: *n, k: hidden, bias: config.qkv_bias });
+        }
+        let attention_width = config.num_heads * config.head_dim;
+        all.push(Expected::Linear { name: table.o, n: hidden, k: attention_width, bias: config.o_bias });
+        for name in table.gate_up {
+            all.push(Expected::Linear { name, n: inner, k: hidden, bias: config.mlp_bias });
+        }
+        all.push(Expected::Linear { name: table.down, n: hidden, k: inner, bias: config.mlp_bias });
+    }
+    all
+}
+
+impl Model {
+    /// Checks the checkpoint against the model and moves every weight to `device`, one at a time.
+    ///
+    /// `progress` is called with the layers done and their number. Notes of the checkpoint's inventory go to the log.
+    ///
+    /// # Errors
+    /// One report of everything missing or mis-shaped; `OutOfMemory` before anything is allocated; whatever a
+    /// weight's format makes impossible, naming its tensor.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        limits: Limits,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Model> {
+        let config = checkpoint.config().clone();
+        for note in checkpoint.check(&expected_tensors(&config))? {
+            tracing::info!("{note}");
+        }
+        let linear = |name: &str| checkpoint.linear(name);
+        let tables = layer_tables(&config);
+        let mut layers = Vec::with_capacity(tables.len());
+        progress(0, tables.len());
+        for table in &tables {
+            let norm = |name: &str| {
+                let weight = checkpoint.tensor(&format!("{}.{name}.weight", table.prefix))?;
+                RmsNorm::new(device, &weight, config.rms_norm_eps)
+            };
+            let qk_norm = match config.architecture {
+                Architecture::Qwen3 => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
+                _ => None,
+            };
+            let qkv = table.qkv.iter().map(|(name, _)| linear(name)).collect::<Result<Vec<_>>>()?;
+            let gate_up = table.gate_up.iter().map(|name| linear(name)).collect::<Result<Vec<_>>>()?;
+            layers.push(DecoderLayer {
+                input_norm: norm("input_layernorm")?,
+                qkv: Linear::new(device, qkv)?,
+                qk_norm,
+                o: Linear::new(device, vec![linear(&table.o)?])?,
+                post_attention_norm: norm("post_attention_layernorm")?,
+                gate_up: Linear::new(device, gate_up)?,
+                down: Linear::new(device, vec![linear(&table.down)?])?,
+            });
+            progress(layers.len(), tables.len());
+        }
+        let embedding = checkpoint.tensor("model.embed_tokens.weight")?;
+        let head = if config.tie_word_embeddings {
+            LinearWeight {
+                weight: Weight::Dense { n: config.vocab_size, k: config.hidden_size, data: embedding.clone() },
+                bias: None,
+                activation: ActQuant::None,
+            }
+        } else {
+            linear("lm_head")?
+        };
+        let norm = RmsNorm::new(device, &checkpoint.tensor("model.norm.weight")?, config.rms_norm_eps)?;
+        Model::assemble(config, device, limits, embedding, layers, norm, head)
+    }
+}

@@ -1,0 +1,99 @@
+//! What a model will take of a device's memory, counted before anything is allocated.
+
+use crate::checkpoint::ModelConfig;
+use crate::device::AttentionShape;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layers::KvCache;
+use crate::quant::Scheme;
+
+use super::decoder::Limits;
+
+/// Bytes a model takes on its device, by use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights, norms, embedding and rotary table.
+    pub weights: u64,
+    /// Keys and values.
+    pub kv_cache: u64,
+    /// Activations, logits and batch metadata.
+    pub scratch: u64,
+}
+
+impl MemoryPlan {
+    /// The plan of a model whose weights take `weights` bytes.
+    pub fn new(config: &ModelConfig, limits: &Limits, dtype: DType, weights: u64) -> MemoryPlan {
+        let per_token = KvCache::bytes_per_token(dtype, &attention_shape(config, None), config.num_layers);
+        let rope = (limits.max_model_len * config.head_dim * 4) as u64;
+        MemoryPlan {
+            weights: weights + rope,
+            kv_cache: per_token * (limits.kv_blocks * KvCache::BLOCK_SIZE) as u64,
+            scratch: scratch_bytes(config, limits, dtype),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv_cache + self.scratch
+    }
+
+    /// Fails when the plan needs more than `free` bytes.
+    pub fn check(&self, free: u64) -> Result<()> {
+        if self.total() <= free {
+            return Ok(());
+        }
+        let advice = if self.weights + self.scratch < free {
+            "Lower --max-model-len: the weights fit, the KV cache does not"
+        } else {
+            "Use a model with fewer or smaller weights, or another device"
+        };
+        Err(Error::OutOfMemory {
+            what: format!(
+                "the model ({} weights, {} KV cache, {} scratch bytes)",
+                self.weights, self.kv_cache, self.scratch
+            ),
+            needed_bytes: self.total(),
+            free_bytes: free,
+            advice: advice.into(),
+        })
+    }
+}
+
+/// Bytes of one linear layer of `scheme` in device memory: codes at their container width (4 bits up to 4, else 8),
+/// an f32 scale and zero point a group at most, bias left out.
+pub fn resident_bytes(scheme: &Scheme, n: usize, k: usize, dtype: DType) -> u64 {
+    let (n, k) = (n as u64, k as u64);
+    if scheme.is_dense() {
+        return n * k * (dtype.size_bytes() as u64).min(u64::from(scheme.weight_bits) / 8);
+    }
+    let container = if scheme.weight_bits <= 4 { 4 } else { 8 };
+    let groups = scheme.group_size.map_or(1, |g| k.div_ceil(g as u64));
+    n * k * container / 8 + n * groups * 8
+}
+
+/// Attention shape of one layer.
+pub fn attention_shape(config: &ModelConfig, window: Option<usize>) -> AttentionShape {
+    AttentionShape {
+        num_heads: config.num_heads,
+        num_kv_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        scale: 1.0 / (config.head_dim as f32).sqrt(),
+        window,
+        block_size: KvCache::BLOCK_SIZE,
+    }
+}
+
+/// Widest input of any linear layer.
+pub(super) fn widest_input(config: &ModelConfig) -> usize {
+    config.hidden_size.max(config.intermediate_size).max(config.num_heads * config.head_dim)
+}
+
+fn scratch_bytes(config: &ModelConfig, limits: &Limits, dtype: DType) -> u64 {
+    let act = widest_input(config) * (dtype.size_bytes() + 1) + 4;
+    let shape = attention_shape(config, None);
+    let row = 2 * act
+        + config.hidden_size * 4
+        + (shape.qkv_width() + config.num_heads * config.head_dim + 2 * config.intermediate_size) * dtype.size_bytes();
+    let logit_row = (config.vocab_size + config.hidden_size) * 4 + 24;
+    (limits.max_batch_tokens * (row + 12) + limits.max_logit_rows * logit_row) as u64
+}
