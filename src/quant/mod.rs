@@ -23,6 +23,16 @@ pub enum ActQuant {
     },
 }
 
+impl ActQuant {
+    /// Code of real zero; 0 for everything symmetric.
+    pub fn zero_point(self) -> i32 {
+        match self {
+            ActQuant::StaticPerTensor { zero_point, .. } => zero_point,
+            _ => 0,
+        }
+    }
+}
+
 /// How a linear layer is quantized, in the field's words: `w4a16 g128 asym act-order`, `w8a8 per-channel dynamic`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scheme {

@@ -1,81 +1,348 @@
-//! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`.
-#![allow(unused_variables, clippy::unimplemented)]
+//! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`: they check what only the CPU can
+//! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
-use super::CpuDevice;
+use super::{CpuDevice, CpuPacked, memory, pack, reference};
+use crate::device::tensor::TensorData;
 use crate::device::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
-use crate::error::Result;
-use crate::quant::LinearWeight;
+use crate::error::{Error, Result};
+use crate::quant::{ActQuant, LinearWeight, Weight};
+use reference::Rounding;
 
-pub(crate) fn memory(device: &CpuDevice) -> Result<(u64, u64)> {
-    unimplemented!()
+pub(crate) fn memory(_device: &CpuDevice) -> Result<(u64, u64)> {
+    memory::free_and_total()
 }
 
-pub(crate) fn zeros(device: &CpuDevice, dtype: DType, len: usize) -> Result<Tensor> {
-    unimplemented!()
+pub(crate) fn zeros(_device: &CpuDevice, dtype: DType, len: usize) -> Result<Tensor> {
+    Ok(Tensor { data: TensorData::Host(HostData::zeros(dtype, len)) })
 }
 
-pub(crate) fn upload(device: &CpuDevice, data: HostData) -> Result<Tensor> {
-    unimplemented!()
+pub(crate) fn upload(_device: &CpuDevice, data: HostData) -> Result<Tensor> {
+    Ok(Tensor { data: TensorData::Host(data) })
 }
 
-pub(crate) fn write(device: &CpuDevice, dst: &mut Tensor, data: &HostData) -> Result<()> {
-    unimplemented!()
+pub(crate) fn write(_device: &CpuDevice, dst: &mut Tensor, data: &HostData) -> Result<()> {
+    match (host_mut("write", dst)?, data) {
+        (HostData::F32(dst), HostData::F32(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::F16(dst), HostData::F16(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::BF16(dst), HostData::BF16(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::I8(dst), HostData::I8(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::U8(dst), HostData::U8(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::I32(dst), HostData::I32(data)) => dst[..data.len()].copy_from_slice(data),
+        (HostData::U32(dst), HostData::U32(data)) => dst[..data.len()].copy_from_slice(data),
+        (dst, data) => return Err(shape("write", dst.dtype(), data.dtype())),
+    }
+    Ok(())
 }
 
-pub(crate) fn download(device: &CpuDevice, src: &Tensor, len: usize) -> Result<HostData> {
-    unimplemented!()
+pub(crate) fn download(_device: &CpuDevice, src: &Tensor, len: usize) -> Result<HostData> {
+    Ok(match host("download", src)? {
+        HostData::F32(v) => HostData::F32(v[..len].to_vec()),
+        HostData::F16(v) => HostData::F16(v[..len].to_vec()),
+        HostData::BF16(v) => HostData::BF16(v[..len].to_vec()),
+        HostData::I8(v) => HostData::I8(v[..len].to_vec()),
+        HostData::U8(v) => HostData::U8(v[..len].to_vec()),
+        HostData::I32(v) => HostData::I32(v[..len].to_vec()),
+        HostData::U32(v) => HostData::U32(v[..len].to_vec()),
+    })
 }
 
-pub(crate) fn synchronize(device: &CpuDevice) -> Result<()> {
-    unimplemented!()
+pub(crate) fn synchronize(_device: &CpuDevice) -> Result<()> {
+    Ok(())
 }
 
-pub(crate) fn pack(device: &CpuDevice, weight: LinearWeight) -> Result<PackedWeight> {
-    unimplemented!()
+pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight) -> Result<PackedWeight> {
+    pack::check(&weight)?;
+    let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
+    let order = match &mut weight.weight {
+        Weight::Quant(q) => q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) }),
+        Weight::Dense { .. } => None,
+    };
+    let _ = device;
+    Ok(PackedWeight { n, k, scheme, order, body: crate::device::PackedBody::Cpu(CpuPacked::Reference(weight)) })
 }
 
-pub(crate) fn embed(device: &CpuDevice, out: &mut Tensor, table: &Tensor, ids: &Tensor, width: usize, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn embed(
+    _device: &CpuDevice,
+    out: &mut Tensor,
+    table: &Tensor,
+    ids: &Tensor,
+    width: usize,
+    m: usize,
+) -> Result<()> {
+    let table = host("embed table", table)?;
+    let ids = below("embed ids", u32s("embed ids", ids, m)?, table.len() / width.max(1))?;
+    f32s_mut("embed out", out, m * width)?.copy_from_slice(&reference::embed(table, ids, width));
+    Ok(())
 }
 
-pub(crate) fn gather_rows(device: &CpuDevice, out: &mut Tensor, x: &Tensor, rows: &Tensor, width: usize, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn gather_rows(
+    _device: &CpuDevice,
+    out: &mut Tensor,
+    x: &Tensor,
+    rows: &Tensor,
+    width: usize,
+    m: usize,
+) -> Result<()> {
+    let x = f32s("gather_rows x", x, 0)?;
+    let rows = below("gather_rows rows", u32s("gather_rows rows", rows, m)?, x.len() / width.max(1))?;
+    f32s_mut("gather_rows out", out, m * width)?.copy_from_slice(&reference::gather_rows(x, rows, width));
+    Ok(())
 }
 
-pub(crate) fn rms_norm(device: &CpuDevice, out: &mut Act, x: &Tensor, weight: &Tensor, eps: f32, emit: Emit<'_>, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn rms_norm(
+    _device: &CpuDevice,
+    out: &mut Act,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    let weight = f32s("rms_norm weight", weight, weight.len())?;
+    let x = f32s("rms_norm x", x, m * weight.len())?;
+    emit_rows(out, narrow(reference::rms_norm(x, weight, eps, Rounding::Exact)), emit, weight.len())
 }
 
-pub(crate) fn silu_mul(device: &CpuDevice, out: &mut Act, gate_up: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn silu_mul(
+    _device: &CpuDevice,
+    out: &mut Act,
+    gate_up: &Tensor,
+    k: usize,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    let gate_up = f32s("silu_mul gate_up", gate_up, m * 2 * k)?;
+    emit_rows(out, narrow(reference::silu_mul(gate_up, k, Rounding::Exact)), emit, k)
 }
 
-pub(crate) fn quantize(device: &CpuDevice, out: &mut Act, x: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn quantize(
+    _device: &CpuDevice,
+    out: &mut Act,
+    x: &Tensor,
+    k: usize,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    emit_rows(out, f32s("quantize x", x, m * k)?.to_vec(), emit, k)
 }
 
-pub(crate) fn linear(device: &CpuDevice, out: &mut Tensor, columns: Columns, x: &Act, w: &PackedWeight, write: Write, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn linear(
+    _device: &CpuDevice,
+    out: &mut Tensor,
+    columns: Columns,
+    x: &Act,
+    w: &PackedWeight,
+    write: Write,
+    m: usize,
+) -> Result<()> {
+    #[cfg_attr(not(lowbit_cuda), allow(irrefutable_let_patterns))]
+    let crate::device::PackedBody::Cpu(CpuPacked::Reference(weight)) = &w.body else {
+        return Err(shape("linear w", "a weight packed by this device", "another device's"));
+    };
+    let bias = weight.bias.as_deref();
+    let y = match (&weight.weight, weight.activation) {
+        (Weight::Dense { data, .. }, _) => {
+            narrow(reference::linear_dense(f32s("linear x", &x.floats, m * w.k)?, data, w.k, bias, Rounding::Exact))
+        }
+        (Weight::Quant(q), ActQuant::None) => {
+            narrow(reference::linear_quant(f32s("linear x", &x.floats, m * w.k)?, q, bias, Rounding::Exact))
+        }
+        (Weight::Quant(q), activation) => {
+            let (codes, scales) = (i8s("linear codes", &x.codes, m * w.k)?, f32s("linear scales", &x.scales, m)?);
+            reference::linear_int8(codes, scales, activation.zero_point(), q, bias)
+        }
+    };
+    let out = f32s_mut("linear out", out, m * columns.stride)?;
+    for (row, y) in out.chunks_exact_mut(columns.stride).zip(y.chunks_exact(w.n)) {
+        let row = &mut row[columns.offset..columns.offset + w.n];
+        match write {
+            Write::Store => row.copy_from_slice(y),
+            Write::Add => row.iter_mut().zip(y).for_each(|(out, y)| *out += y),
+        }
+    }
+    Ok(())
 }
 
-pub(crate) fn qk_norm(device: &CpuDevice, qkv: &mut Tensor, q_weight: &Tensor, k_weight: &Tensor, eps: f32, shape: &AttentionShape, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn qk_norm(
+    _device: &CpuDevice,
+    qkv: &mut Tensor,
+    q_weight: &Tensor,
+    k_weight: &Tensor,
+    eps: f32,
+    shape: &AttentionShape,
+    m: usize,
+) -> Result<()> {
+    let q_weight = f32s("qk_norm q_weight", q_weight, shape.head_dim)?;
+    let k_weight = f32s("qk_norm k_weight", k_weight, shape.head_dim)?;
+    let qkv = f32s_mut("qk_norm qkv", qkv, m * shape.qkv_width())?;
+    let y = narrow(reference::qk_norm(qkv, q_weight, k_weight, eps, shape, Rounding::Exact));
+    qkv.copy_from_slice(&y);
+    Ok(())
 }
 
-pub(crate) fn rope(device: &CpuDevice, qkv: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn rope(
+    _device: &CpuDevice,
+    qkv: &mut Tensor,
+    table: &Tensor,
+    positions: &Tensor,
+    shape: &AttentionShape,
+    m: usize,
+) -> Result<()> {
+    let table = f32s("rope table", table, table.len())?;
+    let positions = below("rope positions", u32s("rope positions", positions, m)?, table.len() / shape.head_dim)?;
+    let qkv = f32s_mut("rope qkv", qkv, m * shape.qkv_width())?;
+    let y = narrow(reference::rope(qkv, table, positions, shape, Rounding::Exact));
+    qkv.copy_from_slice(&y);
+    Ok(())
 }
 
-pub(crate) fn kv_write(device: &CpuDevice, cache: &mut KvLayer, qkv: &Tensor, slot_mapping: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn kv_write(
+    _device: &CpuDevice,
+    cache: &mut KvLayer,
+    qkv: &Tensor,
+    slot_mapping: &Tensor,
+    shape: &AttentionShape,
+    m: usize,
+) -> Result<()> {
+    let qkv = f32s("kv_write qkv", qkv, m * shape.qkv_width())?;
+    let slots = u32s("kv_write slot_mapping", slot_mapping, m)?;
+    let capacity = cache.k.len().min(cache.v.len()) / (shape.num_kv_heads * shape.head_dim);
+    if let Some(&slot) = slots.iter().find(|&&s| s != u32::MAX && s as usize >= capacity) {
+        return Err(super::ops::shape("kv_write slot_mapping", format!("slots below {capacity}"), slot));
+    }
+    reference::kv_write(
+        host_mut("kv_write k", &mut cache.k)?,
+        host_mut("kv_write v", &mut cache.v)?,
+        qkv,
+        slots,
+        shape,
+    );
+    Ok(())
 }
 
-pub(crate) fn attention(device: &CpuDevice, out: &mut Tensor, qkv: &Tensor, cache: &KvLayer, meta: &BatchMeta, shape: &AttentionShape) -> Result<()> {
-    unimplemented!()
+pub(crate) fn attention(
+    _device: &CpuDevice,
+    out: &mut Tensor,
+    qkv: &Tensor,
+    cache: &KvLayer,
+    meta: &BatchMeta,
+    shape: &AttentionShape,
+) -> Result<()> {
+    let kv = reference::PagedKv {
+        k: host("attention k", &cache.k)?,
+        v: host("attention v", &cache.v)?,
+        block_tables: u32s("attention block_tables", &meta.block_tables, meta.batch * meta.max_blocks)?,
+        max_blocks: meta.max_blocks,
+        context_lens: u32s("attention context_lens", &meta.context_lens, meta.batch)?,
+        cu_seqlens_q: u32s("attention cu_seqlens_q", &meta.cu_seqlens_q, meta.batch + 1)?,
+    };
+    kv.check(shape, meta.m)?;
+    let qkv = f32s("attention qkv", qkv, meta.m * shape.qkv_width())?;
+    let out = f32s_mut("attention out", out, meta.m * shape.num_heads * shape.head_dim)?;
+    out.copy_from_slice(&narrow(reference::attention(qkv, &kv, shape, Rounding::Exact)));
+    Ok(())
 }
 
-pub(crate) fn logits_stats(device: &CpuDevice, ids: &mut Tensor, stats: &mut Tensor, logits: &Tensor, targets: &Tensor, vocab: usize, m: usize) -> Result<()> {
-    unimplemented!()
+pub(crate) fn logits_stats(
+    _device: &CpuDevice,
+    ids: &mut Tensor,
+    stats: &mut Tensor,
+    logits: &Tensor,
+    targets: &Tensor,
+    vocab: usize,
+    m: usize,
+) -> Result<()> {
+    let logits = f32s("logits_stats logits", logits, m * vocab)?;
+    let rows = reference::logits_stats(logits, u32s("logits_stats targets", targets, m)?, vocab);
+    let stats = f32s_mut("logits_stats stats", stats, 3 * m)?;
+    let HostData::U32(ids) = host_mut("logits_stats ids", ids)? else {
+        return Err(shape("logits_stats ids", DType::U32, "another type"));
+    };
+    for ((row, id), stats) in rows.iter().zip(ids).zip(stats.chunks_exact_mut(3)) {
+        *id = row.argmax;
+        stats.copy_from_slice(&[row.max as f32, row.log_sum_exp as f32, row.target as f32]);
+    }
+    Ok(())
 }
 
+/// What an op with an [`Emit`] does with the rows it computed.
+fn emit_rows(out: &mut Act, y: Vec<f32>, emit: Emit<'_>, k: usize) -> Result<()> {
+    let y = match emit.order {
+        Some(order) => reference::gather_columns(&y, below("emit order", u32s("emit order", order, k)?, k)?),
+        None => y,
+    };
+    if emit.quant == ActQuant::None {
+        f32s_mut("emit floats", &mut out.floats, y.len())?.copy_from_slice(&y);
+        return Ok(());
+    }
+    let quantized = reference::quantize_rows(&y, k, emit.quant);
+    let m = quantized.scales.len();
+    f32s_mut("emit scales", &mut out.scales, m)?.copy_from_slice(&quantized.scales);
+    match host_mut("emit codes", &mut out.codes)? {
+        HostData::I8(codes) => codes[..m * k].copy_from_slice(&quantized.codes),
+        other => return Err(shape("emit codes", DType::I8, other.dtype())),
+    }
+    Ok(())
+}
+
+/// f64 results in the CPU's activation type.
+fn narrow(y: Vec<f64>) -> Vec<f32> {
+    y.into_iter().map(|y| y as f32).collect()
+}
+
+fn shape(op: &'static str, expected: impl ToString, got: impl ToString) -> Error {
+    Error::Shape { op, expected: expected.to_string(), got: got.to_string() }
+}
+
+/// The elements of a tensor, known to be in host memory: a device's tensors never reach another device's ops.
+fn host<'a>(
+    #[cfg_attr(not(lowbit_cuda), allow(unused_variables))] op: &'static str,
+    tensor: &'a Tensor,
+) -> Result<&'a HostData> {
+    match &tensor.data {
+        TensorData::Host(data) => Ok(data),
+        #[cfg(lowbit_cuda)]
+        TensorData::Cuda(_) => Err(shape(op, "a tensor in host memory", "one in GPU memory")),
+    }
+}
+
+fn host_mut<'a>(
+    #[cfg_attr(not(lowbit_cuda), allow(unused_variables))] op: &'static str,
+    tensor: &'a mut Tensor,
+) -> Result<&'a mut HostData> {
+    match &mut tensor.data {
+        TensorData::Host(data) => Ok(data),
+        #[cfg(lowbit_cuda)]
+        TensorData::Cuda(_) => Err(shape(op, "a tensor in host memory", "one in GPU memory")),
+    }
+}
+
+/// Slices of the first `len` elements of a tensor of one type.
+macro_rules! slices {
+    ($($name:ident, $variant:ident, $element:ty;)*) => {$(
+        fn $name<'a>(op: &'static str, tensor: &'a Tensor, len: usize) -> Result<&'a [$element]> {
+            match host(op, tensor)? {
+                HostData::$variant(v) if v.len() >= len => Ok(&v[..len]),
+                other => Err(shape(op, format!("{len} elements of {}", DType::$variant), format!("{} of {}", other.len(), other.dtype()))),
+            }
+        }
+    )*};
+}
+slices! { f32s, F32, f32; u32s, U32, u32; i8s, I8, i8; }
+
+fn f32s_mut<'a>(op: &'static str, tensor: &'a mut Tensor, len: usize) -> Result<&'a mut [f32]> {
+    let (got_len, got_dtype) = (tensor.len(), tensor.dtype());
+    match host_mut(op, tensor)? {
+        HostData::F32(v) if v.len() >= len => Ok(&mut v[..len]),
+        _ => Err(shape(op, format!("{len} elements of f32"), format!("{got_len} of {got_dtype}"))),
+    }
+}
+
+/// `indices`, once all are known to be below `limit`.
+fn below<'a>(op: &'static str, indices: &'a [u32], limit: usize) -> Result<&'a [u32]> {
+    match indices.iter().find(|&&i| i as usize >= limit) {
+        None => Ok(indices),
+        Some(index) => Err(shape(op, format!("indices below {limit}"), index)),
+    }
+}

@@ -1,0 +1,129 @@
+//! Ops on rows: embedding, normalization, activation function, quantization of activations, statistics of logits.
+
+use rayon::prelude::*;
+
+use super::Rounding;
+use crate::dtype::HostData;
+use crate::quant::ActQuant;
+
+/// Rows `ids` of `table` `[vocab, width]`, exactly.
+pub fn embed(table: &HostData, ids: &[u32], width: usize) -> Vec<f32> {
+    let row = |id: u32| id as usize * width..(id as usize + 1) * width;
+    match table {
+        HostData::F32(t) => ids.iter().flat_map(|&id| t[row(id)].iter().copied()).collect(),
+        HostData::F16(t) => ids.iter().flat_map(|&id| t[row(id)].iter().map(|x| x.to_f32())).collect(),
+        HostData::BF16(t) => ids.iter().flat_map(|&id| t[row(id)].iter().map(|x| x.to_f32())).collect(),
+        other => panic!("embed: {} is not a floating type", other.dtype()),
+    }
+}
+
+/// Rows `rows` of `x` `[_, width]`.
+pub fn gather_rows(x: &[f32], rows: &[u32], width: usize) -> Vec<f32> {
+    rows.iter().flat_map(|&r| x[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
+}
+
+/// Each row of `x` with its columns in `order`: `y[r, c] = x[r, order[c]]`.
+pub fn gather_columns<T: Copy>(x: &[T], order: &[u32]) -> Vec<T> {
+    x.chunks_exact(order.len()).flat_map(|row| order.iter().map(|&c| row[c as usize])).collect()
+}
+
+/// RMSNorm: `x / sqrt(mean(x^2) + eps) * weight` per row. Source: Zhang and Sennrich 2019, arXiv 1910.07467.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, rounding: Rounding) -> Vec<f64> {
+    let k = weight.len();
+    let norm = |row: &[f32]| -> Vec<f64> {
+        let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        let mean = rounding.carry(rounding.dot(&row, &row) / k as f64);
+        let inverse = rounding.carry(1.0 / (mean + f64::from(eps)).sqrt());
+        row.iter().zip(weight).map(|(x, &w)| rounding.round(rounding.carry(x * inverse) * f64::from(w))).collect()
+    };
+    x.par_chunks(k).flat_map_iter(norm).collect()
+}
+
+/// `silu(gate) * up` per row of `[m, 2 * k]`, gate first; `silu(g) = g / (1 + exp(-g))`.
+pub fn silu_mul(gate_up: &[f32], k: usize, rounding: Rounding) -> Vec<f64> {
+    let row = |row: &[f32]| -> Vec<f64> {
+        let (gate, up) = row.split_at(k);
+        let silu = |g: f64| rounding.carry(g / rounding.carry(1.0 + rounding.carry((-g).exp())));
+        gate.iter().zip(up).map(|(&g, &u)| rounding.round(silu(f64::from(g)) * f64::from(u))).collect()
+    };
+    gate_up.par_chunks(2 * k).flat_map_iter(row).collect()
+}
+
+/// Quantized rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Codes {
+    /// `[m, k]` codes.
+    pub codes: Vec<i8>,
+    /// `[m]` real values of one step.
+    pub scales: Vec<f32>,
+}
+
+/// Rows of `x` `[m, k]` as int8, bit for bit the same on every device:
+/// - dynamic: `s = max|x| / 127`, `q = rne(x / s)` (in [-127, 127] by construction); `s = 1` where it would be 0;
+/// - static: `q = clamp(rne(x / s) + z, -128, 127)`;
+/// - a row that holds a NaN or an infinity gets scale NaN and zero codes, so that whatever reads it becomes NaN.
+///
+/// # Panics
+/// If `quant` is [`ActQuant::None`]: a bug of the caller.
+pub fn quantize_rows(x: &[f32], k: usize, quant: ActQuant) -> Codes {
+    let (codes, scales): (Vec<Vec<i8>>, Vec<f32>) = x
+        .par_chunks(k)
+        .map(|row| {
+            if !row.iter().all(|x| x.is_finite()) {
+                return (vec![0; k], f32::NAN);
+            }
+            let (scale, zero, lowest) = match quant {
+                ActQuant::None => panic!("quantize_rows: no quantization was asked for"),
+                ActQuant::DynamicPerToken => {
+                    let scale = row.iter().fold(0.0f32, |amax, x| amax.max(x.abs())) / 127.0;
+                    (if scale == 0.0 { 1.0 } else { scale }, 0.0, -127.0)
+                }
+                ActQuant::StaticPerTensor { scale, zero_point } => (scale, zero_point as f32, -128.0),
+            };
+            let code = |x: &f32| ((x / scale).round_ties_even() + zero).clamp(lowest, 127.0) as i8;
+            (row.iter().map(code).collect(), scale)
+        })
+        .unzip();
+    Codes { codes: codes.concat(), scales }
+}
+
+/// Rows of `x` `[m, k]` rounded to 16-bit integers with one scale per `block` columns, `s = max|x| / 32767`: what the
+/// CPU's fast path does to the 16-bit activations of a quantized weight (docs/numerics.md). Returns real values.
+pub fn round_int16_blocks(x: &[f32], k: usize, block: usize) -> Vec<f32> {
+    let round = |block: &[f32]| -> Vec<f32> {
+        let amax = block.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
+        let scale = amax / 32767.0;
+        let inverse = if scale > 0.0 { 32767.0 / amax } else { 0.0 };
+        block.iter().map(|x| (x * inverse).round_ties_even() * scale).collect()
+    };
+    x.par_chunks(k).flat_map_iter(|row| row.chunks(block).flat_map(round)).collect()
+}
+
+/// What sampling and scoring need of one row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitsStats {
+    /// Lowest id of the largest logit; 0 where every logit is NaN.
+    pub argmax: u32,
+    /// Largest logit.
+    pub max: f64,
+    /// Natural log of the sum of exponentials.
+    pub log_sum_exp: f64,
+    /// Logit of the target; NaN where the target is not below the vocabulary size.
+    pub target: f64,
+}
+
+/// Statistics of each row of `logits` `[m, vocab]`. A NaN among them makes `log_sum_exp` NaN.
+pub fn logits_stats(logits: &[f32], targets: &[u32], vocab: usize) -> Vec<LogitsStats> {
+    let row = |(row, &target): (&[f32], &u32)| -> LogitsStats {
+        let (argmax, max) = row
+            .iter()
+            .enumerate()
+            .fold((0, f32::NEG_INFINITY), |(id, max), (i, &x)| if x > max { (i, x) } else { (id, max) });
+        let max = f64::from(max);
+        let sum: f64 = row.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        let log_sum_exp = if max.is_infinite() && !row.iter().any(|x| x.is_nan()) { max } else { max + sum.ln() };
+        let target = row.get(target as usize).map_or(f64::NAN, |&x| f64::from(x));
+        LogitsStats { argmax: argmax as u32, max, log_sum_exp, target }
+    };
+    logits.par_chunks(vocab).zip(targets).map(row).collect()
+}
