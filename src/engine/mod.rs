@@ -1,3 +1,196 @@
-//! engine
+//! The engine: token ids in, token ids out. Nothing above it knows tensors, nothing below it knows requests.
+//!
+//! [`Engine::submit`] queues a request, [`Engine::step`] runs one forward pass over whatever is scheduled and returns
+//! what happened, [`Engine::abort`] drops a request and frees its blocks. One thread owns an engine.
 
+mod block_manager;
 pub mod sampling;
+mod scheduler;
+mod sequence;
+
+pub use block_manager::BlockManager;
+pub use scheduler::{Scheduled, Scheduler};
+pub use sequence::{FinishReason, RequestId, Sequence};
+
+use crate::error::{Error, Result};
+use crate::layers::KvCache;
+use crate::models::{Batch, Model};
+use sampling::{Sampled, SamplingParams};
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The prompt; at least one token, each below the vocabulary size.
+    pub prompt_ids: Vec<u32>,
+    /// How to choose tokens, and the ids that end the sequence.
+    pub params: SamplingParams,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+}
+
+/// What a step did to one request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A token was generated. End-of-sequence ids are reported too, followed by `Finished`.
+    Token {
+        /// Whose.
+        id: RequestId,
+        /// Which, and how likely.
+        token: Sampled,
+    },
+    /// The request is done and its memory free.
+    Finished {
+        /// Which.
+        id: RequestId,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// The request failed; others go on.
+    Failed {
+        /// Which.
+        id: RequestId,
+        /// Why.
+        error: String,
+    },
+}
+
+/// A snapshot of how busy an engine is, for routers and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences being generated.
+    pub running: usize,
+    /// Requests not started yet.
+    pub waiting: usize,
+    /// KV blocks in use.
+    pub used_blocks: usize,
+    /// KV blocks in all.
+    pub total_blocks: usize,
+}
+
+/// A model, its KV cache and the requests in flight.
+#[derive(Debug)]
+pub struct Engine {
+    model: Model,
+    cache: KvCache,
+    scheduler: Scheduler,
+    next_id: u64,
+}
+
+impl Engine {
+    /// Allocates the KV cache that the model's limits plan.
+    pub fn new(model: Model) -> Result<Engine> {
+        let cache = model.new_cache()?;
+        let scheduler = Scheduler::new(model.limits(), BlockManager::new(cache.num_blocks));
+        Ok(Engine { model, cache, scheduler, next_id: 0 })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// `Input` when it could never run: no prompt, an id outside the vocabulary, a parameter out of range, or more
+    /// tokens than a sequence may have.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+        let vocab = self.model.config().vocab_size;
+        request.params.validate(vocab)?;
+        if request.prompt_ids.is_empty() {
+            return Err(Error::input("prompt", "is empty after tokenization; give at least one token"));
+        }
+        if let Some(id) = request.prompt_ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::input("prompt", format!("token id {id} is outside the vocabulary of {vocab}")));
+        }
+        let limit = self.model.limits().max_model_len;
+        let prompt = request.prompt_ids.len();
+        if request.max_tokens == 0 || prompt.saturating_add(request.max_tokens) > limit {
+            let reason = format!(
+                "the prompt has {prompt} tokens and {} are to be generated; between 1 and {} fit in --max-model-len {limit}",
+                request.max_tokens,
+                limit.saturating_sub(prompt)
+            );
+            return Err(Error::input("max_tokens", reason));
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.scheduler.add(Sequence::new(id, request))?;
+        Ok(id)
+    }
+
+    /// Drops a request, running or waiting. Unknown ids are ignored: it may just have finished.
+    pub fn abort(&mut self, id: RequestId) {
+        self.scheduler.remove(id);
+    }
+
+    /// True when nothing is queued or running.
+    pub fn is_idle(&self) -> bool {
+        let load = self.load();
+        load.running + load.waiting == 0
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        self.scheduler.load()
+    }
+
+    /// Runs one forward pass and samples a token for every sequence whose prompt is complete.
+    ///
+    /// # Errors
+    /// A device failure, which ends every request; failures of a single request are events.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let scheduled = self.scheduler.schedule();
+        if scheduled.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut batch = Batch::default();
+        for s in &scheduled {
+            let sequence = self.scheduler.get(s.id);
+            let tokens = &sequence.token_ids()[s.start..s.end];
+            batch.push(tokens, s.start, sequence.blocks(), s.end == sequence.token_ids().len());
+        }
+        self.model.forward(&batch, &mut self.cache)?;
+        let sampling: Vec<RequestId> =
+            scheduled.iter().filter(|s| s.end == self.scheduler.get(s.id).token_ids().len()).map(|s| s.id).collect();
+        for s in &scheduled {
+            self.scheduler.get_mut(s.id).set_computed(s.end);
+        }
+        let sampled = self.sample(&sampling)?;
+        let mut events = Vec::new();
+        for (id, sampled) in sampling.into_iter().zip(sampled) {
+            match sampled {
+                Ok(token) => {
+                    let finished = self.scheduler.get_mut(id).push(token.id);
+                    events.push(Event::Token { id, token });
+                    if let Some(reason) = finished {
+                        self.scheduler.remove(id);
+                        events.push(Event::Finished { id, reason });
+                    }
+                }
+                Err(error) => {
+                    self.scheduler.remove(id);
+                    events.push(Event::Failed { id, error: error.to_string() });
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    /// One token for each of `ids`, whose logits rows are in this order. Plain greedy batches never leave the device.
+    fn sample(&mut self, ids: &[RequestId]) -> Result<Vec<Result<Sampled>>> {
+        if ids.iter().all(|&id| self.scheduler.get(id).is_plain_greedy()) {
+            let stats = self.model.logits_stats(&[])?;
+            let pick = |s: crate::models::LogitsStats| {
+                if s.logprob.is_nan() {
+                    return Err(Error::Shape { op: "sample", expected: "finite logits".into(), got: "NaN".into() });
+                }
+                Ok(Sampled { id: s.id, logprob: s.logprob, top: Vec::new() })
+            };
+            return Ok(stats.into_iter().map(pick).collect());
+        }
+        let logits = self.model.logits()?;
+        let rows = logits.chunks_exact(self.model.config().vocab_size);
+        Ok(ids.iter().zip(rows).map(|(&id, row)| self.scheduler.get_mut(id).sample(row)).collect())
+    }
+}
