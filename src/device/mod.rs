@@ -8,7 +8,7 @@
 pub mod cpu;
 #[cfg(lowbit_cuda)]
 pub mod cuda;
-mod tensor;
+pub(crate) mod tensor;
 
 pub use tensor::Tensor;
 
@@ -301,7 +301,15 @@ impl Device {
     }
 
     /// `out = emit(x / sqrt(mean(x^2) + eps) * weight)` per row; `x` `F32` `[m, k]`, `weight` `F32` `[k]`.
-    pub fn rms_norm(&self, out: &mut Act, x: &Tensor, weight: &Tensor, eps: f32, emit: Emit<'_>, m: usize) -> Result<()> {
+    pub fn rms_norm(
+        &self,
+        out: &mut Act,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        emit: Emit<'_>,
+        m: usize,
+    ) -> Result<()> {
         let k = weight.len();
         require("rms_norm x", x, DType::F32, m * k)?;
         require_act("rms_norm", self, out, emit, m, k)?;
@@ -327,7 +335,15 @@ impl Device {
     ///
     /// `x` must have been emitted with the weight's `order` and activation quantization. `out` is `F32` or the
     /// activation dtype; `Write::Add` needs `F32`. W8A8 results are the same bits on every device, for every `m`.
-    pub fn linear(&self, out: &mut Tensor, columns: Columns, x: &Act, w: &PackedWeight, write: Write, m: usize) -> Result<()> {
+    pub fn linear(
+        &self,
+        out: &mut Tensor,
+        columns: Columns,
+        x: &Act,
+        w: &PackedWeight,
+        write: Write,
+        m: usize,
+    ) -> Result<()> {
         let fits = columns.offset + w.n <= columns.stride && out.len() >= m * columns.stride;
         if !fits || (write == Write::Add && out.dtype() != DType::F32) {
             return Err(Error::Shape {
@@ -343,21 +359,43 @@ impl Device {
     }
 
     /// RMSNorm of every query and key head in place (Qwen3); `qkv` `[m, qkv_width]`, weights `F32` `[head_dim]`.
-    pub fn qk_norm(&self, qkv: &mut Tensor, q_weight: &Tensor, k_weight: &Tensor, eps: f32, shape: &AttentionShape, m: usize) -> Result<()> {
+    pub fn qk_norm(
+        &self,
+        qkv: &mut Tensor,
+        q_weight: &Tensor,
+        k_weight: &Tensor,
+        eps: f32,
+        shape: &AttentionShape,
+        m: usize,
+    ) -> Result<()> {
         require("qk_norm qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
         dispatch!(self, qk_norm(qkv, q_weight, k_weight, eps, shape, m))
     }
 
     /// Rotates queries and keys in place; pairs are `(i, i + head_dim / 2)`. `table` is `F32` `[positions, head_dim]`:
     /// `head_dim / 2` cosines, then as many sines.
-    pub fn rope(&self, qkv: &mut Tensor, table: &Tensor, positions: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
+    pub fn rope(
+        &self,
+        qkv: &mut Tensor,
+        table: &Tensor,
+        positions: &Tensor,
+        shape: &AttentionShape,
+        m: usize,
+    ) -> Result<()> {
         require("rope qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
         require("rope positions", positions, DType::U32, m)?;
         dispatch!(self, rope(qkv, table, positions, shape, m))
     }
 
     /// Writes each row's keys and values to its slot of the paged cache.
-    pub fn kv_write(&self, cache: &mut KvLayer, qkv: &Tensor, slot_mapping: &Tensor, shape: &AttentionShape, m: usize) -> Result<()> {
+    pub fn kv_write(
+        &self,
+        cache: &mut KvLayer,
+        qkv: &Tensor,
+        slot_mapping: &Tensor,
+        shape: &AttentionShape,
+        m: usize,
+    ) -> Result<()> {
         require("kv_write qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
         require("kv_write slot_mapping", slot_mapping, DType::U32, m)?;
         dispatch!(self, kv_write(cache, qkv, slot_mapping, shape, m))
@@ -365,7 +403,14 @@ impl Device {
 
     /// Causal attention of the batch's queries over the paged cache (which already holds this step's keys):
     /// `out` `[m, num_heads * head_dim]` in the activation dtype.
-    pub fn attention(&self, out: &mut Tensor, qkv: &Tensor, cache: &KvLayer, meta: &BatchMeta, shape: &AttentionShape) -> Result<()> {
+    pub fn attention(
+        &self,
+        out: &mut Tensor,
+        qkv: &Tensor,
+        cache: &KvLayer,
+        meta: &BatchMeta,
+        shape: &AttentionShape,
+    ) -> Result<()> {
         require("attention out", out, self.activation_dtype(), meta.m * shape.num_heads * shape.head_dim)?;
         require("attention qkv", qkv, self.activation_dtype(), meta.m * shape.qkv_width())?;
         dispatch!(self, attention(out, qkv, cache, meta, shape))
@@ -373,7 +418,15 @@ impl Device {
 
     /// Per row of `logits` (`F32` `[m, vocab]`): the lowest id of the largest logit into `ids`, and into `stats`
     /// (`F32` `[m, 3]`) the largest logit, the natural log of the sum of exponentials, and `logits[r, targets[r]]`.
-    pub fn logits_stats(&self, ids: &mut Tensor, stats: &mut Tensor, logits: &Tensor, targets: &Tensor, vocab: usize, m: usize) -> Result<()> {
+    pub fn logits_stats(
+        &self,
+        ids: &mut Tensor,
+        stats: &mut Tensor,
+        logits: &Tensor,
+        targets: &Tensor,
+        vocab: usize,
+        m: usize,
+    ) -> Result<()> {
         require("logits_stats ids", ids, DType::U32, m)?;
         require("logits_stats stats", stats, DType::F32, 3 * m)?;
         require("logits_stats logits", logits, DType::F32, m * vocab)?;

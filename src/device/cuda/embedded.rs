@@ -1,9 +1,10 @@
 //! What the build script made of `kernels/`: the compiled modules, and the argument structs of `abi.h` in Rust.
+#![allow(unreachable_pub)] // generated code says pub
 
 // Generated code, allowed what ours is not: bindgen's `Default` of padded structs zeroes memory.
 #[allow(unsafe_code, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
 #[allow(missing_docs, unreachable_pub, non_camel_case_types, non_snake_case, non_upper_case_globals, dead_code)]
-pub mod abi {
+pub(crate) mod abi {
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 }
 

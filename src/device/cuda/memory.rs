@@ -1,0 +1,184 @@
+//! Device memory: typed buffers, copies in and out.
+#![allow(unsafe_code)] // the driver API
+
+use std::ffi::c_void;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUresult};
+
+use super::{CudaDevice, failure};
+use crate::device::Tensor;
+use crate::device::tensor::TensorData;
+use crate::dtype::{DType, HostData};
+use crate::error::{Error, Result};
+
+/// `$body` with the typed vector of a [`HostData`] as `$v`.
+macro_rules! each {
+    ($data:expr, $v:ident => $body:expr) => {
+        match $data {
+            HostData::F32($v) => $body,
+            HostData::F16($v) => $body,
+            HostData::BF16($v) => $body,
+            HostData::I8($v) => $body,
+            HostData::U8($v) => $body,
+            HostData::I32($v) => $body,
+            HostData::U32($v) => $body,
+        }
+    };
+}
+
+/// Elements of one type in the memory of one GPU, aligned to 256 bytes; freed when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    device: CudaDevice,
+    address: sys::CUdeviceptr,
+    dtype: DType,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` elements with undefined contents.
+    pub(crate) fn new(device: &CudaDevice, dtype: DType, len: usize) -> Result<Self> {
+        device.enter("allocate")?;
+        let out_of_memory = |needed: usize| {
+            let free_bytes = result::mem_get_info().map_or(0, |(free, _)| free as u64);
+            Error::OutOfMemory {
+                what: format!("a tensor of {len} {dtype}"),
+                needed_bytes: needed as u64,
+                free_bytes,
+                advice: "Use a smaller --max-model-len, --max-num-seqs or --gpu-memory-utilization, or a smaller model"
+                    .into(),
+            }
+        };
+        let bytes = len.checked_mul(dtype.size_bytes()).ok_or_else(|| out_of_memory(usize::MAX))?;
+        // SAFETY: `enter` made the context current. The driver refuses zero bytes, so an empty buffer has one.
+        match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(address) => Ok(Buffer { device: device.clone(), address, dtype, len }),
+            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(out_of_memory(bytes)),
+            Err(e) => Err(failure("allocate", e)),
+        }
+    }
+
+    /// A buffer of `data`.
+    pub(crate) fn upload(device: &CudaDevice, data: &HostData) -> Result<Self> {
+        let mut buffer = Self::new(device, data.dtype(), data.len())?;
+        buffer.write(data)?;
+        Ok(buffer)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Device address of the first element. Not dereferenceable on the host.
+    pub(crate) fn ptr<T>(&self) -> *mut T {
+        self.address as *mut T
+    }
+
+    /// Sets every byte to `value`.
+    pub(crate) fn fill_bytes(&mut self, value: u8) -> Result<()> {
+        self.device.enter("fill")?;
+        // SAFETY: the buffer has that many bytes.
+        let done = unsafe { result::memset_d8_async(self.address, value, self.bytes(), self.device.stream()) };
+        self.device.leave(done)
+    }
+
+    /// Overwrites the start with `data`, which has this dtype and is not longer. The host's copy may be reused at
+    /// once: the driver stages pageable memory before it returns.
+    pub(crate) fn write(&mut self, data: &HostData) -> Result<()> {
+        self.write_at(0, data)
+    }
+
+    /// As [`Self::write`], from element `offset`.
+    pub(crate) fn write_at(&mut self, offset: usize, data: &HostData) -> Result<()> {
+        if data.dtype() != self.dtype || offset.checked_add(data.len()).is_none_or(|end| end > self.len) {
+            return Err(Error::Shape {
+                op: "write",
+                expected: format!("elements {offset}.. of {} {}", self.len, self.dtype),
+                got: format!("{} {}", data.len(), data.dtype()),
+            });
+        }
+        self.device.enter("write")?;
+        let bytes = data.len() * self.dtype.size_bytes();
+        let source = each!(data, v => v.as_ptr().cast::<c_void>());
+        let target = self.address + (offset * self.dtype.size_bytes()) as u64;
+        // SAFETY: the range was checked above; the source is the host slice's own memory.
+        let done = unsafe { sys::cuMemcpyHtoDAsync_v2(target, source, bytes, self.device.stream()) };
+        self.device.leave(done.result())
+    }
+
+    /// The first `len` elements, after everything enqueued before.
+    pub(crate) fn download(&self, len: usize) -> Result<HostData> {
+        if len > self.len {
+            return Err(Error::Shape {
+                op: "download",
+                expected: format!("at most {} elements", self.len),
+                got: format!("{len}"),
+            });
+        }
+        let mut data = HostData::zeros(self.dtype, len);
+        self.device.enter("download")?;
+        let bytes = len * self.dtype.size_bytes();
+        let target = each!(&mut data, v => v.as_mut_ptr().cast::<c_void>());
+        // SAFETY: `data` has `len` elements of this dtype; the synchronization comes before anyone reads them.
+        let done = unsafe { sys::cuMemcpyDtoHAsync_v2(target, self.address, bytes, self.device.stream()) };
+        let copied = self.device.leave(done.result());
+        self.device.synchronize()?;
+        copied.map(|()| data)
+    }
+
+    fn bytes(&self) -> usize {
+        self.len * self.dtype.size_bytes()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.device.inner.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated in `new`, freed once; the driver finishes work that uses it first.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+impl Tensor {
+    /// This tensor's buffer.
+    ///
+    /// # Errors
+    /// `Shape` when the tensor is on another device: a bug of the caller.
+    pub(crate) fn cuda(&self) -> Result<&Buffer> {
+        match &self.data {
+            TensorData::Cuda(buffer) => Ok(buffer),
+            TensorData::Host(_) => Err(elsewhere()),
+        }
+    }
+
+    /// As [`Self::cuda`], to be written.
+    pub(crate) fn cuda_mut(&mut self) -> Result<&mut Buffer> {
+        match &mut self.data {
+            TensorData::Cuda(buffer) => Ok(buffer),
+            TensorData::Host(_) => Err(elsewhere()),
+        }
+    }
+}
+
+impl From<Buffer> for Tensor {
+    fn from(buffer: Buffer) -> Self {
+        Tensor { data: TensorData::Cuda(buffer) }
+    }
+}
+
+fn elsewhere() -> Error {
+    Error::Shape { op: "cuda", expected: "a tensor in GPU memory".into(), got: "one in host memory".into() }
+}

@@ -1,0 +1,239 @@
+//! The CUDA device: one GPU, one stream, kernels launched by name from the embedded modules.
+//!
+//! Work is enqueued in order on a single non-default stream, so buffers need no events between ops and a whole
+//! step can be captured as a graph. A fault shows at the next synchronization and is reported with the op that
+//! was enqueued last; `LOWBIT_SYNC=1` synchronizes after every launch to name the op at fault.
+#![allow(unsafe_code)] // the driver API
+
+mod attention;
+mod blas;
+mod embedded;
+mod linear;
+mod memory;
+mod module;
+pub(crate) mod ops;
+mod pack;
+mod probe;
+
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{CudaContext, CudaStream};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+pub(crate) use embedded::abi;
+pub use memory::Buffer;
+pub(crate) use pack::CudaPacked;
+pub use probe::{Gpu, Probe, probe};
+
+/// Bytes of [`CudaDevice::workspace`].
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// One GPU: its context, its stream, its loaded kernels. Clones share all of them.
+#[derive(Debug, Clone)]
+pub struct CudaDevice {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    /// Compute capability as `10 * major + minor`; 80 when `LOWBIT_FORCE_SM=80`.
+    sm: u32,
+    sm_count: u32,
+    dtype: DType,
+    sync_each_op: bool,
+    last_op: Mutex<String>,
+    modules: module::Modules,
+    blas: blas::Blas,
+    /// Scratch of ops that reduce over blocks; ops on one stream follow each other, so one serves all.
+    workspace: sys::CUdeviceptr,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
+
+impl CudaDevice {
+    /// GPU number `ordinal`, with activations of `dtype` (`F16` or `BF16`).
+    ///
+    /// `LOWBIT_FORCE_SM=80` in the environment makes a newer GPU run the kernels of the A100, compiled from their
+    /// embedded PTX.
+    ///
+    /// # Errors
+    /// `Cuda` without a driver, without that GPU, or with a driver or GPU too old for the embedded kernels;
+    /// `Input` for another dtype or a malformed `LOWBIT_FORCE_SM`.
+    pub fn new(ordinal: usize, dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::F16 | DType::BF16) {
+            return Err(Error::input("dtype", format!("CUDA activations are f16 or bf16, not {dtype}")));
+        }
+        let force_ptx = match std::env::var("LOWBIT_FORCE_SM").as_deref() {
+            Err(_) | Ok("") => false,
+            Ok("80") => true,
+            Ok(other) => return Err(Error::input("LOWBIT_FORCE_SM", format!("`{other}`: only 80 can be forced"))),
+        };
+        probe::check_driver()?;
+        let count = CudaContext::device_count().map_err(|e| failure("device count", e))?;
+        if ordinal as i64 >= i64::from(count) {
+            let reason =
+                format!("there is no GPU {ordinal}: the driver shows {count} (CUDA_VISIBLE_DEVICES hides others)");
+            return Err(Error::Cuda { op: "open".into(), reason });
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| failure("open", e))?;
+        // SAFETY: all memory is used on the one stream below, so order on it is all the synchronization there is.
+        unsafe { context.disable_event_tracking() };
+        let attribute = |a| context.attribute(a).map_err(|e| failure("open", e));
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let max_shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        let sm = (10 * major + minor) as u32;
+        let name = context.name().map_err(|e| failure("open", e))?;
+        if sm < 80 {
+            let reason = format!("{name} has compute capability {major}.{minor}; the kernels need 8.0 (A100) or newer");
+            return Err(Error::Cuda { op: "open".into(), reason });
+        }
+        let stream = context.new_stream().map_err(|e| failure("open", e))?;
+        // SAFETY: the context was bound by its creation; freed in Inner's drop.
+        let workspace = unsafe { result::malloc_sync(WORKSPACE_BYTES) }.map_err(|e| failure("workspace", e))?;
+        let inner = Inner {
+            name,
+            sm: if force_ptx { 80 } else { sm },
+            sm_count,
+            dtype,
+            sync_each_op: std::env::var("LOWBIT_SYNC").is_ok_and(|v| v == "1"),
+            last_op: Mutex::new(String::from("open")),
+            modules: module::Modules::new(force_ptx, max_shared),
+            blas: blas::Blas::load(),
+            workspace,
+            stream,
+            context,
+        };
+        Ok(CudaDevice { inner: Arc::new(inner) })
+    }
+
+    /// Product name of the GPU.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Type of activations.
+    pub fn dtype(&self) -> DType {
+        self.inner.dtype
+    }
+
+    /// Compute capability that kernels are chosen for, as `10 * major + minor`.
+    pub fn sm(&self) -> u32 {
+        self.inner.sm
+    }
+
+    /// Streaming multiprocessors.
+    pub fn sm_count(&self) -> u32 {
+        self.inner.sm_count
+    }
+
+    /// Device address of [`WORKSPACE_BYTES`] of scratch, aligned to 256 bytes. Its contents are undefined at the
+    /// start of every op.
+    pub(crate) fn workspace<T>(&self) -> *mut T {
+        self.inner.workspace as *mut T
+    }
+
+    /// Suffix of kernels instantiated per activation dtype: `f16` or `bf16`.
+    pub(crate) fn suffix(&self) -> &'static str {
+        self.inner.dtype.name()
+    }
+
+    /// Enqueues `function` of `module` (its path under kernels/ without `.cu`) with `args` as its one parameter.
+    /// `shared_bytes` is dynamic shared memory, up to the GPU's opt-in limit.
+    ///
+    /// # Safety
+    /// `A` is the argument struct that `function` declares in kernels/abi.h; its pointers are addresses on this
+    /// device of live buffers with the shapes given there.
+    pub(crate) unsafe fn launch<A: Copy>(
+        &self,
+        module: &'static str,
+        function: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        args: &A,
+    ) -> Result<()> {
+        self.enter(function)?;
+        let handle = self.inner.modules.function(module, function)?;
+        let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        let block = (threads, 1, 1);
+        // SAFETY: the function belongs to a module that is never unloaded; the driver copies the parameter before
+        // it returns; its contents are the caller's promise.
+        let launched = unsafe {
+            result::launch_kernel(
+                handle,
+                (grid[0], grid[1], grid[2]),
+                block,
+                shared_bytes,
+                self.inner.stream.cu_stream(),
+                &mut params,
+            )
+        };
+        self.leave(launched)
+    }
+
+    /// Before enqueuing `op`: makes the context current and remembers the name for errors.
+    pub(crate) fn enter(&self, op: &str) -> Result<()> {
+        self.inner.context.bind_to_thread().map_err(|e| self.fault(e))?;
+        let mut last = self.inner.last_op.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clear();
+        last.push_str(op);
+        Ok(())
+    }
+
+    /// After enqueuing the op named to [`Self::enter`]: its error, or under `LOWBIT_SYNC=1` that of running it.
+    pub(crate) fn leave(&self, enqueued: Result<(), DriverError>) -> Result<()> {
+        enqueued.map_err(|e| self.fault(e))?;
+        if self.inner.sync_each_op { self.synchronize() } else { Ok(()) }
+    }
+
+    /// Waits for everything enqueued.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.inner.stream.synchronize().map_err(|e| self.fault(e))
+    }
+
+    /// Free and total bytes of the GPU's memory.
+    pub(crate) fn free_and_total_bytes(&self) -> Result<(u64, u64)> {
+        self.inner.context.bind_to_thread().map_err(|e| self.fault(e))?;
+        let (free, total) = result::mem_get_info().map_err(|e| failure("memory", e))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// The stream that everything is enqueued on.
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.inner.stream.cu_stream()
+    }
+
+    /// The driver's error, with the op enqueued last.
+    fn fault(&self, error: DriverError) -> Error {
+        let last = self.inner.last_op.lock().unwrap_or_else(PoisonError::into_inner);
+        let Error::Cuda { op, mut reason } = failure(&last, error) else { unreachable!("failure makes Error::Cuda") };
+        if !self.inner.sync_each_op {
+            reason.push_str(" (reported at or after this op; LOWBIT_SYNC=1 names the op at fault)");
+        }
+        Error::Cuda { op, reason }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(self.workspace) };
+        }
+    }
+}
+
+/// The driver's error as ours.
+fn failure(op: &str, error: DriverError) -> Error {
+    let text =
+        |r: Result<&std::ffi::CStr, DriverError>| r.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    Error::Cuda { op: op.into(), reason: format!("{} ({})", text(error.error_string()), text(error.error_name())) }
+}

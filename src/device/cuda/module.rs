@@ -1,0 +1,160 @@
+//! Embedded modules: loaded at first use, functions cached by name.
+#![allow(unsafe_code)] // the driver API
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUjit_option as JitOption};
+
+use super::{embedded, failure};
+use crate::error::{Error, Result};
+
+/// Modules of one context. They live as long as the process: the driver unloads them with the context.
+#[derive(Debug)]
+pub(super) struct Modules {
+    /// Compile the embedded PTX even where there is machine code for the GPU.
+    force_ptx: bool,
+    /// Opt-in limit of shared memory per block, bytes.
+    max_shared: i32,
+    loaded: Mutex<HashMap<&'static str, Module>>,
+}
+
+#[derive(Debug)]
+struct Module {
+    handle: sys::CUmodule,
+    functions: HashMap<String, sys::CUfunction>,
+}
+
+// SAFETY: module and function handles belong to a context, not to a thread; every use binds that context first.
+unsafe impl Send for Module {}
+
+impl Modules {
+    pub(super) fn new(force_ptx: bool, max_shared: i32) -> Self {
+        Modules { force_ptx, max_shared, loaded: Mutex::default() }
+    }
+
+    /// `function` of the embedded module `name`. The device's context must be current.
+    pub(super) fn function(&self, name: &'static str, function: &str) -> Result<sys::CUfunction> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if !loaded.contains_key(name) {
+            let handle = self.load(name)?;
+            loaded.insert(name, Module { handle, functions: HashMap::new() });
+        }
+        let module = loaded.get_mut(name).expect("inserted above");
+        if let Some(&handle) = module.functions.get(function) {
+            return Ok(handle);
+        }
+        let handle = self.resolve(module.handle, function)?;
+        module.functions.insert(function.to_owned(), handle);
+        Ok(handle)
+    }
+
+    fn load(&self, name: &str) -> Result<sys::CUmodule> {
+        let Some((_, image)) = embedded::MODULES.iter().find(|(n, _)| *n == name) else {
+            return Err(Error::Cuda { op: name.into(), reason: "no such module is embedded in this binary".into() });
+        };
+        let ptx_only;
+        let image = if self.force_ptx {
+            ptx_only = keep_ptx(image).ok_or_else(|| Error::Cuda {
+                op: name.into(),
+                reason: "LOWBIT_FORCE_SM=80: the embedded module holds no PTX".into(),
+            })?;
+            ptx_only.as_ptr().cast::<c_void>()
+        } else {
+            image.as_ptr().cast::<c_void>()
+        };
+        tracing::debug!(module = name, ptx = self.force_ptx, "loading kernels");
+        let mut log = vec![0u8; 8192];
+        let mut options = [JitOption::CU_JIT_ERROR_LOG_BUFFER, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: image is a whole fatbin; the log buffer is as long as its option says.
+        let status = unsafe {
+            sys::cuModuleLoadDataEx(&mut handle, image, options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        status.result().map_err(|e| {
+            let Error::Cuda { op, mut reason } = failure(&format!("loading kernels `{name}`"), e) else {
+                unreachable!("failure makes Error::Cuda")
+            };
+            if status == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
+                reason.push_str(&format!(". The binary holds kernels for {}", embedded::ARCHS.join(", ")));
+            }
+            if status == sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION {
+                let nvcc = embedded::NVCC_VERSION;
+                reason.push_str(&format!(
+                    ". The kernels were compiled by nvcc {nvcc}: update the driver, or rebuild with an older nvcc"
+                ));
+            }
+            if let Ok(log) = CStr::from_bytes_until_nul(&log)
+                && !log.is_empty()
+            {
+                reason.push_str(": ");
+                reason.push_str(log.to_string_lossy().trim());
+            }
+            Error::Cuda { op, reason }
+        })?;
+        Ok(handle)
+    }
+
+    fn resolve(&self, module: sys::CUmodule, function: &str) -> Result<sys::CUfunction> {
+        let name = CString::new(function)
+            .map_err(|_| Error::Cuda { op: function.into(), reason: "a NUL in the name".into() })?;
+        // SAFETY: the module is loaded and never unloaded.
+        let resolved = unsafe {
+            result::module::get_function(module, name).and_then(|f| {
+                let fixed = result::function::get_function_attribute(
+                    f,
+                    FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                )?;
+                let limit = self.max_shared - fixed;
+                result::function::set_function_attribute(
+                    f,
+                    FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    limit,
+                )?;
+                Ok(f)
+            })
+        };
+        resolved.map_err(|e| failure(function, e))
+    }
+}
+
+/// `fatbin` without its machine code, so that the driver has to compile the PTX; `None` when there is no PTX or the
+/// container is not the one known.
+///
+/// A fatbin is a header (magic, version, header bytes, payload bytes) and entries (kind, version, header bytes,
+/// payload bytes, ...); kind 1 is PTX, kind 2 machine code. Headers say their own length, so fields unknown here
+/// travel along.
+fn keep_ptx(fatbin: &[u8]) -> Option<Vec<u64>> {
+    const MAGIC: u32 = 0xBA55_ED50;
+    const PTX: u16 = 1;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(fatbin.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(fatbin.get(at..at + 4)?.try_into().ok()?));
+    let u64_at = |at: usize| Some(u64::from_le_bytes(fatbin.get(at..at + 8)?.try_into().ok()?));
+    if u32_at(0)? != MAGIC {
+        return None;
+    }
+    let header_bytes = usize::from(u16_at(6)?);
+    let end = header_bytes + usize::try_from(u64_at(8)?).ok()?;
+    let mut kept = fatbin.get(..header_bytes)?.to_vec();
+    let mut at = header_bytes;
+    while at < end {
+        let bytes = u32_at(at + 4)? as usize + usize::try_from(u64_at(at + 8)?).ok()?;
+        let entry = fatbin.get(at..at + bytes)?;
+        if u16_at(at)? == PTX {
+            kept.extend_from_slice(entry);
+        }
+        at += bytes;
+    }
+    let payload = kept.len() - header_bytes;
+    kept[8..16].copy_from_slice(&(payload as u64).to_le_bytes());
+    // As words: the driver reads a fatbin by 64 bits, an alignment that bytes lack.
+    let words = kept.chunks(8).map(|word| {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        u64::from_le_bytes(bytes)
+    });
+    (payload > 0).then(|| words.collect())
+}

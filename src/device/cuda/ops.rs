@@ -1,0 +1,254 @@
+//! Op entry points of the CUDA device, one per line of the op table in `device/mod.rs`.
+#![allow(unsafe_code)] // kernel launches
+
+use super::abi::{
+    EmbedArgs, EmitArgs, GatherRowsArgs, LogitsStatsArgs, QkNormArgs, QuantizeArgs, RmsNormArgs, RopeArgs, SiluMulArgs,
+};
+use super::{Buffer, CudaDevice, abi};
+use crate::device::{Act, AttentionShape, Emit, Tensor};
+use crate::dtype::{DType, HostData};
+use crate::error::{Error, Result};
+use crate::quant::ActQuant;
+
+pub(crate) use super::attention::{attention, kv_write};
+pub(crate) use super::linear::linear;
+pub(crate) use super::pack::pack;
+
+pub(crate) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
+    device.free_and_total_bytes()
+}
+
+pub(crate) fn zeros(device: &CudaDevice, dtype: DType, len: usize) -> Result<Tensor> {
+    let mut buffer = Buffer::new(device, dtype, len)?;
+    buffer.fill_bytes(0)?;
+    Ok(buffer.into())
+}
+
+pub(crate) fn upload(device: &CudaDevice, data: HostData) -> Result<Tensor> {
+    Ok(Buffer::upload(device, &data)?.into())
+}
+
+pub(crate) fn write(_device: &CudaDevice, dst: &mut Tensor, data: &HostData) -> Result<()> {
+    dst.cuda_mut()?.write(data)
+}
+
+pub(crate) fn download(_device: &CudaDevice, src: &Tensor, len: usize) -> Result<HostData> {
+    src.cuda()?.download(len)
+}
+
+pub(crate) fn synchronize(device: &CudaDevice) -> Result<()> {
+    device.synchronize()
+}
+
+pub(crate) fn embed(
+    device: &CudaDevice,
+    out: &mut Tensor,
+    table: &Tensor,
+    ids: &Tensor,
+    width: usize,
+    m: usize,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    if !matches!(table.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        let (expected, got) = ("a table of f32, f16 or bf16".into(), table.dtype().to_string());
+        return Err(Error::Shape { op: "embed", expected, got });
+    }
+    let args = EmbedArgs {
+        out: out.cuda_mut()?.ptr(),
+        table: table.cuda()?.ptr(),
+        ids: ids.cuda()?.ptr(),
+        width: u32_of(width)?,
+    };
+    let function = format!("embed_{}", table.dtype());
+    // SAFETY: the op table checked `out` and `ids`; ids are below the rows of the table by its contract.
+    unsafe { device.launch("ops/embed", &function, [u32_of(m)?, 1, 1], row_threads(width), 0, &args) }
+}
+
+pub(crate) fn gather_rows(
+    device: &CudaDevice,
+    out: &mut Tensor,
+    x: &Tensor,
+    rows: &Tensor,
+    width: usize,
+    m: usize,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    let args = GatherRowsArgs {
+        out: out.cuda_mut()?.ptr(),
+        x: x.cuda()?.ptr(),
+        rows: rows.cuda()?.ptr(),
+        width: u32_of(width)?,
+    };
+    // SAFETY: the op table checked `out` and `rows`; entries of `rows` are rows of `x` by its contract.
+    unsafe { device.launch("ops/embed", "gather_rows", [u32_of(m)?, 1, 1], row_threads(width), 0, &args) }
+}
+
+pub(crate) fn rms_norm(
+    device: &CudaDevice,
+    out: &mut Act,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    if m == 0 || weight.is_empty() {
+        return Ok(());
+    }
+    let k = weight.len();
+    let args = RmsNormArgs { out: emit_args(out, emit, k)?, x: x.cuda()?.ptr(), weight: weight.cuda()?.ptr(), eps };
+    let function = format!("rms_norm_{}", device.suffix());
+    // SAFETY: the op table checked every buffer for m rows of k.
+    unsafe { device.launch("ops/rms_norm", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+}
+
+pub(crate) fn silu_mul(
+    device: &CudaDevice,
+    out: &mut Act,
+    gate_up: &Tensor,
+    k: usize,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    if m == 0 || k == 0 {
+        return Ok(());
+    }
+    let args = SiluMulArgs { out: emit_args(out, emit, k)?, gate_up: gate_up.cuda()?.ptr() };
+    let function = format!("silu_mul_{}", device.suffix());
+    // SAFETY: the op table checked every buffer for m rows of k.
+    unsafe { device.launch("ops/silu_mul", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+}
+
+pub(crate) fn quantize(
+    device: &CudaDevice,
+    out: &mut Act,
+    x: &Tensor,
+    k: usize,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    if m == 0 || k == 0 {
+        return Ok(());
+    }
+    let args = QuantizeArgs { out: emit_args(out, emit, k)?, x: x.cuda()?.ptr() };
+    let function = format!("quantize_{}", device.suffix());
+    // SAFETY: the op table checked every buffer for m rows of k.
+    unsafe { device.launch("ops/quantize", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+}
+
+pub(crate) fn qk_norm(
+    device: &CudaDevice,
+    qkv: &mut Tensor,
+    q_weight: &Tensor,
+    k_weight: &Tensor,
+    eps: f32,
+    shape: &AttentionShape,
+    m: usize,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    for (name, weight) in [("q", q_weight), ("k", k_weight)] {
+        if weight.dtype() != DType::F32 || weight.len() < shape.head_dim {
+            let expected = format!("a {name} weight of {} f32", shape.head_dim);
+            let got = format!("{} of {}", weight.len(), weight.dtype());
+            return Err(Error::Shape { op: "qk_norm", expected, got });
+        }
+    }
+    let args = QkNormArgs {
+        qkv: qkv.cuda_mut()?.ptr(),
+        q_weight: q_weight.cuda()?.ptr(),
+        k_weight: k_weight.cuda()?.ptr(),
+        eps,
+        m: u32_of(m)?,
+        num_heads: u32_of(shape.num_heads)?,
+        num_kv_heads: u32_of(shape.num_kv_heads)?,
+        head_dim: u32_of(shape.head_dim)?,
+    };
+    let heads = m * (shape.num_heads + shape.num_kv_heads);
+    let function = format!("qk_norm_{}", device.suffix());
+    let blocks = u32_of(heads.div_ceil(abi::LOWBIT_QK_NORM_WARPS as usize))?;
+    // SAFETY: the op table checked qkv for m rows; the weights were checked above.
+    unsafe { device.launch("ops/rope", &function, [blocks, 1, 1], 32 * abi::LOWBIT_QK_NORM_WARPS, 0, &args) }
+}
+
+pub(crate) fn rope(
+    device: &CudaDevice,
+    qkv: &mut Tensor,
+    table: &Tensor,
+    positions: &Tensor,
+    shape: &AttentionShape,
+    m: usize,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    let args = RopeArgs {
+        qkv: qkv.cuda_mut()?.ptr(),
+        table: table.cuda()?.ptr(),
+        positions: positions.cuda()?.ptr(),
+        num_heads: u32_of(shape.num_heads)?,
+        num_kv_heads: u32_of(shape.num_kv_heads)?,
+        head_dim: u32_of(shape.head_dim)?,
+    };
+    let function = format!("rope_{}", device.suffix());
+    let pairs = (shape.num_heads + shape.num_kv_heads) * shape.head_dim / 2;
+    // SAFETY: the op table checked qkv and positions for m rows; positions are rows of the table by its contract.
+    unsafe { device.launch("ops/rope", &function, [u32_of(m)?, 1, 1], row_threads(pairs), 0, &args) }
+}
+
+pub(crate) fn logits_stats(
+    device: &CudaDevice,
+    ids: &mut Tensor,
+    stats: &mut Tensor,
+    logits: &Tensor,
+    targets: &Tensor,
+    vocab: usize,
+    m: usize,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    let args = LogitsStatsArgs {
+        ids: ids.cuda_mut()?.ptr(),
+        stats: stats.cuda_mut()?.ptr(),
+        logits: logits.cuda()?.ptr(),
+        targets: targets.cuda()?.ptr(),
+        vocab: u32_of(vocab)?,
+    };
+    // SAFETY: the op table checked every buffer for m rows; a target outside the vocabulary is handled by the kernel.
+    unsafe { device.launch("ops/logits_stats", "logits_stats", [u32_of(m)?, 1, 1], row_threads(vocab), 0, &args) }
+}
+
+/// The kernel's view of an [`Act`] that `emit` is to be written to.
+fn emit_args(out: &mut Act, emit: Emit<'_>, k: usize) -> Result<EmitArgs> {
+    let (mode, static_scale, static_zero) = match emit.quant {
+        ActQuant::None => (abi::LOWBIT_EMIT_FLOATS, 1.0, 0),
+        ActQuant::DynamicPerToken => (abi::LOWBIT_EMIT_DYNAMIC, 1.0, 0),
+        ActQuant::StaticPerTensor { scale, zero_point } => (abi::LOWBIT_EMIT_STATIC, scale, zero_point),
+    };
+    Ok(EmitArgs {
+        floats: out.floats.cuda_mut()?.ptr(),
+        codes: out.codes.cuda_mut()?.ptr(),
+        scales: out.scales.cuda_mut()?.ptr(),
+        order: emit.order.map_or(Ok(std::ptr::null_mut()), |order| order.cuda().map(Buffer::ptr))?,
+        static_scale,
+        static_zero,
+        mode,
+        k: u32_of(k)?,
+    })
+}
+
+/// Threads of a block that works on one row of `width`: up to eight elements each, a whole number of warps.
+fn row_threads(width: usize) -> u32 {
+    width.div_ceil(8).next_multiple_of(32).clamp(32, 512) as u32
+}
+
+/// `n` as the 32-bit size that kernels take.
+pub(super) fn u32_of(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::unsupported(format!("a dimension of {n}"), "Kernels index with 32 bits"))
+}
