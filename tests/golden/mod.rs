@@ -1,0 +1,218 @@
+//! Whole models against `golden.json` files that other implementations wrote (transformers in float32): greedy
+//! tokens, teacher-forced log-probabilities, perplexity. The same checks run on every device.
+
+use std::path::{Path, PathBuf};
+
+use lowbit::checkpoint::Checkpoint;
+use lowbit::device::Device;
+use lowbit::engine::sampling::SamplingParams;
+use lowbit::engine::{Engine, Event, Request};
+use lowbit::models::{Batch, Limits, Model};
+use lowbit::quant::ActQuant;
+use lowbit::text::Tokenizer;
+use serde::Deserialize;
+
+use crate::common::fixtures::{all_golden_dirs, fixture};
+
+#[derive(Deserialize)]
+struct Golden {
+    prompts: Vec<Prompt>,
+    teacher_forced: TeacherForced,
+    perplexity: Perplexity,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    greedy_ids: Vec<u32>,
+    greedy_logprobs: Vec<f32>,
+    top1_top2_gap: Vec<f32>,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct TeacherForced {
+    ids: Vec<u32>,
+    top8_ids: Vec<Vec<u32>>,
+    top8_logprobs: Vec<Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct Perplexity {
+    value: f64,
+}
+
+/// Windows of the perplexity that golden files hold.
+const WINDOWS: usize = 64;
+const CONTEXT: usize = 512;
+/// The start of the text that golden perplexities are of, long enough for [`WINDOWS`].
+const TEXT: &str = "tests/fixtures/books-eval-64.txt";
+
+/// Largest error of a log-probability. Int8 activations round differently by convention: the golden files divide
+/// by 127.5, this crate by 127 (docs/numerics.md).
+fn tolerance(model: &Model) -> (f32, f64) {
+    let int8 = |l: &lowbit::layers::Linear| l.schemes().any(|s| s.activation != ActQuant::None);
+    if model.layers().iter().any(|l| int8(&l.qkv) || int8(&l.down)) { (0.1, 0.01) } else { (0.02, 0.005) }
+}
+
+fn load(dir: &Path, device: &Device, limits: Limits) -> Model {
+    let checkpoint = Checkpoint::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    Model::load(&checkpoint, device, limits, &mut |_, _| ()).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+}
+
+fn golden(dir: &Path) -> Golden {
+    let text = std::fs::read_to_string(dir.join("golden.json")).expect("golden.json is readable");
+    serde_json::from_str(&text).expect("golden.json has its fields")
+}
+
+/// Greedy tokens equal the golden ones; a divergence only where the golden gap is within the logit error.
+fn check_greedy(dir: &Path, device: &Device) {
+    let golden = golden(dir);
+    let model = load(dir, device, Limits::new(128, 128, golden.prompts.len()));
+    let tokenizer = Tokenizer::load(dir, model.config().vocab_size).expect("tokenizer loads");
+    let (tolerance, _) = tolerance(&model);
+    let mut engine = Engine::new(model).expect("cache fits");
+    let ids: Vec<_> = golden
+        .prompts
+        .iter()
+        .map(|p| {
+            let prompt_ids = tokenizer.encode(&p.prompt, true).expect("encodes");
+            assert_eq!(prompt_ids, p.prompt_ids, "tokens of {:?}", p.prompt);
+            let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy() };
+            engine.submit(Request { prompt_ids, params, max_tokens: p.greedy_ids.len() }).expect("submits")
+        })
+        .collect();
+    let mut tokens = vec![Vec::new(); ids.len()];
+    while !engine.is_idle() {
+        for event in engine.step().expect("steps") {
+            if let Event::Token { id, token } = event {
+                let at = ids.iter().position(|&x| x == id).expect("known request");
+                tokens[at].push(token);
+            }
+        }
+    }
+    for (p, tokens) in golden.prompts.iter().zip(tokens) {
+        assert_eq!(tokens.len(), p.greedy_ids.len());
+        let differs = tokens.iter().zip(&p.greedy_ids).position(|(t, &id)| t.id != id);
+        if let Some(step) = differs {
+            let gap = p.top1_top2_gap[step];
+            assert!(gap < tolerance, "{}: {:?} step {step}: gap {gap}", dir.display(), p.prompt);
+            continue;
+        }
+        for (step, (t, &expected)) in tokens.iter().zip(&p.greedy_logprobs).enumerate() {
+            let error = (t.logprob - expected).abs();
+            assert!(error <= tolerance, "{}: {:?} step {step}: {} != {expected}", dir.display(), p.prompt, t.logprob);
+        }
+        let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
+        assert_eq!(tokenizer.decode(&ids, true).expect("decodes"), p.text);
+    }
+}
+
+/// Log-probabilities of the eight best ids at every position of a given text.
+fn check_teacher_forced(dir: &Path, device: &Device) {
+    let golden = golden(dir).teacher_forced;
+    let len = golden.ids.len();
+    let limits = Limits { max_logit_rows: len, ..Limits::new(len, len, 1) };
+    let mut model = load(dir, device, limits);
+    let (tolerance, _) = tolerance(&model);
+    let mut cache = model.new_cache().expect("cache fits");
+    let mut batch = Batch::default();
+    let blocks: Vec<u32> = (0..limits.kv_blocks as u32).rev().collect();
+    batch.push(&golden.ids, 0, &blocks, false);
+    batch.logit_rows = (0..len as u32).collect();
+    model.forward(&batch, &mut cache).expect("runs");
+    let logits = model.logits().expect("downloads");
+    let mut worst = 0f32;
+    for (row, (ids, expected)) in golden.top8_ids.iter().zip(&golden.top8_logprobs).enumerate() {
+        let row = &logits[row * model.config().vocab_size..][..model.config().vocab_size];
+        let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let total = max + row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
+        for (&id, &expected) in ids.iter().zip(expected) {
+            worst = worst.max(((f64::from(row[id as usize]) - total) as f32 - expected).abs());
+        }
+    }
+    println!("{} on {}: worst log-probability error {worst}", dir.display(), device.name());
+    assert!(worst <= tolerance, "{}: log-probabilities differ by {worst}, allowed {tolerance}", dir.display());
+}
+
+/// Perplexity of the first windows of the held-out text.
+fn check_perplexity(dir: &Path, device: &Device) {
+    let golden = golden(dir).perplexity.value;
+    let limits = Limits { max_logit_rows: CONTEXT, ..Limits::new(CONTEXT, CONTEXT, 1) };
+    let mut model = load(dir, device, limits);
+    let (_, tolerance) = tolerance(&model);
+    let tokenizer = Tokenizer::load(dir, model.config().vocab_size).expect("tokenizer loads");
+    let text = std::fs::read_to_string(TEXT).expect("the text is a fixture");
+    let ids = tokenizer.encode(&text, false).expect("encodes");
+    let mut cache = model.new_cache().expect("cache fits");
+    let blocks: Vec<u32> = (0..limits.kv_blocks as u32).collect();
+    let (mut nll, mut count) = (0.0, 0);
+    for window in ids.chunks_exact(CONTEXT).take(WINDOWS) {
+        let mut batch = Batch::default();
+        batch.push(window, 0, &blocks, false);
+        batch.logit_rows = (0..CONTEXT as u32 - 1).collect();
+        model.forward(&batch, &mut cache).expect("runs");
+        let stats = model.logits_stats(&window[1..]).expect("downloads");
+        nll -= stats.iter().map(|s| f64::from(s.target_logprob)).sum::<f64>();
+        count += stats.len();
+    }
+    assert_eq!(count, WINDOWS * (CONTEXT - 1), "the text is long enough");
+    let perplexity = (nll / count as f64).exp();
+    println!("{} on {}: perplexity {perplexity:.4}, golden {golden:.4}", dir.display(), device.name());
+    let error = (perplexity / golden - 1.0).abs();
+    assert!(error <= tolerance, "{}: perplexity {perplexity}, golden {golden}", dir.display());
+}
+
+fn check(dir: &Path, device: &Device) {
+    check_greedy(dir, device);
+    check_teacher_forced(dir, device);
+    check_perplexity(dir, device);
+}
+
+/// One test a fixture on the CPU, and on CUDA in f16 and bf16.
+macro_rules! golden_tests {
+    ($($name:ident: $dir:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            fn dirs() -> Vec<PathBuf> {
+                $dir
+            }
+
+            #[test]
+            fn cpu() {
+                dirs().iter().for_each(|dir| check(dir, &Device::cpu()));
+            }
+
+            #[test]
+            #[ignore = "needs a CUDA device"]
+            fn cuda_f16() {
+                let device = Device::cuda(0, lowbit::dtype::DType::F16).expect("a CUDA device");
+                dirs().iter().for_each(|dir| check(dir, &device));
+            }
+
+            #[test]
+            #[ignore = "needs a CUDA device"]
+            fn cuda_bf16() {
+                let device = Device::cuda(0, lowbit::dtype::DType::BF16).expect("a CUDA device");
+                dirs().iter().for_each(|dir| check(dir, &device));
+            }
+        }
+    )*};
+}
+
+golden_tests! {
+    gptq_demo: vec![PathBuf::from("assets/books-6m-gptq")];
+    awq: vec![fixture("books-6m-awq-4bit-g128")];
+    pack_quantized: vec![fixture("books-6m-ct-w4a16-gptq")];
+    w8a8_dynamic: vec![fixture("books-6m-ct-w8a8-dynamic")];
+    // Every directory with a golden file below LOWBIT_TEST_MODELS, those above too.
+    everything: all_golden_dirs();
+}
+
+/// The executable specification itself, on a prompt short enough for it.
+#[test]
+fn reference_device() {
+    check_teacher_forced(Path::new("assets/books-6m-gptq"), &Device::cpu_reference());
+}

@@ -1,0 +1,3 @@
+//! Parts of models that need no checkpoint.
+
+mod rope;
