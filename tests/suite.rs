@@ -8,3 +8,4 @@
 #![allow(clippy::unwrap_used)] // here and in clippy.toml: a test's panic is its report
 
 mod layering;
+mod models;
