@@ -204,9 +204,10 @@ macro_rules! golden_tests {
 
 golden_tests! {
     gptq_demo: vec![PathBuf::from("assets/books-6m-gptq")];
-    awq: vec![fixture("books-6m-awq-4bit-g128")];
-    pack_quantized: vec![fixture("books-6m-ct-w4a16-gptq")];
-    w8a8_dynamic: vec![fixture("books-6m-ct-w8a8-dynamic")];
+    awq: vec![fixture("awq-4bit-g128")];
+    pack_quantized: vec![fixture("ct-w4a16-gptq")];
+    w8a8_dynamic: vec![fixture("ct-w8a8-dynamic")];
+    gptq_act_order: vec![fixture("gptq-4bit-g32-actorder")];
     // Every directory with a golden file below LOWBIT_TEST_MODELS, those above too.
     everything: all_golden_dirs();
 }
