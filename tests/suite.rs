@@ -7,5 +7,7 @@
 
 #![allow(clippy::unwrap_used)] // here and in clippy.toml: a test's panic is its report
 
+mod common;
 mod layering;
 mod models;
+mod ops;

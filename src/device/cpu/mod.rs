@@ -4,24 +4,34 @@ mod memory;
 pub(crate) mod ops;
 mod pack;
 pub mod reference;
+mod simd;
+
+pub use simd::Level;
 
 use crate::quant::{LinearWeight, Weight};
 
 /// Host memory and threads.
 #[derive(Debug, Clone)]
 pub struct CpuDevice {
-    reference: bool,
+    /// Instructions of the fast paths; `None` runs the specification.
+    level: Option<Level>,
 }
 
 impl CpuDevice {
     /// Fast paths chosen by run-time detection.
     pub fn new() -> Self {
-        CpuDevice { reference: false }
+        CpuDevice { level: Some(Level::detect()) }
     }
 
     /// The specification only.
     pub fn reference() -> Self {
-        CpuDevice { reference: true }
+        CpuDevice { level: None }
+    }
+
+    /// The specification, then the fast paths at every level this machine has: what tests run on.
+    pub fn all() -> Vec<Self> {
+        let levels = Level::available().into_iter().map(|level| CpuDevice { level: Some(level) });
+        std::iter::once(CpuDevice::reference()).chain(levels).collect()
     }
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn gather_rows(
     width: usize,
     m: usize,
 ) -> Result<()> {
-    let x = f32s("gather_rows x", x, 0)?;
+    let x = f32s("gather_rows x", x, x.len())?;
     let rows = below("gather_rows rows", u32s("gather_rows rows", rows, m)?, x.len() / width.max(1))?;
     f32s_mut("gather_rows out", out, m * width)?.copy_from_slice(&reference::gather_rows(x, rows, width));
     Ok(())

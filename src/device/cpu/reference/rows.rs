@@ -87,16 +87,23 @@ pub fn quantize_rows(x: &[f32], k: usize, quant: ActQuant) -> Codes {
     Codes { codes: codes.concat(), scales }
 }
 
-/// Rows of `x` `[m, k]` rounded to 16-bit integers with one scale per `block` columns, `s = max|x| / 32767`: what the
-/// CPU's fast path does to the 16-bit activations of a quantized weight (docs/numerics.md). Returns real values.
-pub fn round_int16_blocks(x: &[f32], k: usize, block: usize) -> Vec<f32> {
-    let round = |block: &[f32]| -> Vec<f32> {
-        let amax = block.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
-        let scale = amax / 32767.0;
-        let inverse = if scale > 0.0 { 32767.0 / amax } else { 0.0 };
-        block.iter().map(|x| (x * inverse).round_ties_even() * scale).collect()
+/// Longest run of columns that share a scale in [`round_int16`].
+pub const INT16_BLOCK: usize = 128;
+
+/// Largest 16-bit code: `127 * 256 + 127`, so that a code splits into two signed bytes.
+pub const INT16_MAX: f32 = 32639.0;
+
+/// Rows of `x` `[m, k]` rounded to 16-bit integers, `q = rne(x * (32639 / amax))`, `x' = q * (amax / 32639)`, with one
+/// `amax` per block: what the CPU's fast path does to the activations of a weight-only quantized layer. A block is a
+/// weight's group, or 128 columns of it where it is longer. Returns real values.
+pub fn round_int16(x: &[f32], k: usize, group_size: usize) -> Vec<f32> {
+    let block = |x: &[f32]| -> Vec<f32> {
+        let amax = x.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
+        let (step, inverse) = (amax / INT16_MAX, if amax > 0.0 { INT16_MAX / amax } else { 0.0 });
+        x.iter().map(|x| (x * inverse).round_ties_even() * step).collect()
     };
-    x.par_chunks(k).flat_map_iter(|row| row.chunks(block).flat_map(round)).collect()
+    let group = |x: &[f32]| -> Vec<f32> { x.chunks(INT16_BLOCK).flat_map(block).collect() };
+    x.par_chunks(k).flat_map_iter(|row| row.chunks(group_size).flat_map(group)).collect()
 }
 
 /// What sampling and scoring need of one row of logits.

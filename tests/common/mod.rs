@@ -1,0 +1,4 @@
+//! What test modules share.
+
+pub mod random;
+pub mod tolerance;

@@ -1,0 +1,246 @@
+//! Rotary embedding, head norms, the paged cache and attention over it.
+
+use lowbit::device::cpu::reference::{self, PagedKv, Rounding};
+use lowbit::device::{AttentionShape, BatchMeta, Device, KvLayer};
+use lowbit::dtype::{DType, HostData};
+
+use super::{activations, assert_untouched, f32s, on_every_device, poisoned, read, u32s};
+use crate::common::random::Random;
+use crate::common::tolerance::{assert_bounded, assert_exact};
+
+on_every_device!(
+    qk_norm,
+    rope,
+    kv_write,
+    attention_decode,
+    attention_prefill,
+    attention_mixed,
+    attention_window,
+    attention_rejects
+);
+
+const SHAPE: AttentionShape =
+    AttentionShape { num_heads: 4, num_kv_heads: 2, head_dim: 64, scale: 0.125, window: None, block_size: 16 };
+const SHAPES: [AttentionShape; 4] = [
+    SHAPE,
+    AttentionShape { num_heads: 8, num_kv_heads: 1, head_dim: 128, scale: 0.088, ..SHAPE },
+    AttentionShape { num_heads: 3, num_kv_heads: 3, head_dim: 32, scale: 0.3, ..SHAPE },
+    AttentionShape { num_heads: 14, num_kv_heads: 2, head_dim: 80, scale: 0.11, ..SHAPE },
+];
+
+fn qk_norm(device: &Device) {
+    let dtype = device.activation_dtype();
+    for shape in SHAPES {
+        for m in [1, 3, 17] {
+            let mut random = Random::new(m as u64);
+            let (mut qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
+            let (q_weight, k_weight) = (random.normals(shape.head_dim), random.normals(shape.head_dim));
+            let (q, k) = (f32s(device, &q_weight), f32s(device, &k_weight));
+            device.qk_norm(&mut qkv, &q, &k, 1e-6, &shape, m).expect("qk_norm");
+            let of = |rounding| reference::qk_norm(&values, &q_weight, &k_weight, 1e-6, &shape, rounding);
+            let got = read(device, &qkv, values.len());
+            assert_bounded(
+                &format!("qk_norm m={m} {shape:?}"),
+                &got,
+                &of(Rounding::Exact),
+                &of(Rounding::As(dtype)),
+                dtype,
+            );
+        }
+    }
+}
+
+/// `[positions, head_dim]` cosines then sines of the usual frequencies.
+fn rope_table(positions: usize, head_dim: usize) -> Vec<f32> {
+    let angle = |p: usize, i: usize| p as f64 * 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
+    let row = |p: usize| {
+        let cos = (0..head_dim / 2).map(move |i| angle(p, i).cos() as f32);
+        cos.chain((0..head_dim / 2).map(move |i| angle(p, i).sin() as f32))
+    };
+    (0..positions).flat_map(row).collect()
+}
+
+fn rope(device: &Device) {
+    let dtype = device.activation_dtype();
+    for shape in SHAPES {
+        let table = rope_table(100, shape.head_dim);
+        for m in [1, 2, 17] {
+            let mut random = Random::new(m as u64);
+            let (mut qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
+            let positions: Vec<u32> = (0..m).map(|_| random.below(100) as u32).collect();
+            device.rope(&mut qkv, &f32s(device, &table), &u32s(device, &positions), &shape, m).expect("rope");
+            let of = |rounding| reference::rope(&values, &table, &positions, &shape, rounding);
+            let got = read(device, &qkv, values.len());
+            assert_bounded(
+                &format!("rope m={m} {shape:?}"),
+                &got,
+                &of(Rounding::Exact),
+                &of(Rounding::As(dtype)),
+                dtype,
+            );
+        }
+    }
+}
+
+/// Cache types a device is asked to hold: its own, and on the CPU the 16-bit ones too.
+fn cache_dtypes(device: &Device) -> Vec<DType> {
+    match device.activation_dtype() {
+        DType::F32 => vec![DType::F32, DType::F16, DType::BF16],
+        dtype => vec![dtype],
+    }
+}
+
+fn kv_write(device: &Device) {
+    for dtype in cache_dtypes(device) {
+        for shape in SHAPES {
+            let width = shape.num_kv_heads * shape.head_dim;
+            let slots = [5, u32::MAX, 31, 0, 16];
+            let (qkv, values) = activations(device, &Random::new(2).normals(slots.len() * shape.qkv_width()));
+            let len = 2 * shape.block_size * width;
+            let mut cache = KvLayer { k: poisoned(device, dtype, len), v: poisoned(device, dtype, len) };
+            device.kv_write(&mut cache, &qkv, &u32s(device, &slots), &shape, slots.len()).expect("kv_write");
+            let (mut k, mut v) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            for (row, &slot) in values.chunks_exact(shape.qkv_width()).zip(&slots) {
+                if slot != u32::MAX {
+                    let (keys, at) = (shape.num_heads * shape.head_dim, slot as usize * width);
+                    for i in 0..width {
+                        k[at + i] = dtype.round(row[keys + i]);
+                        v[at + i] = dtype.round(row[keys + width + i]);
+                    }
+                }
+            }
+            assert_exact("keys", &read(device, &cache.k, len), &k);
+            assert_exact("values", &read(device, &cache.v, len), &v);
+        }
+    }
+}
+
+/// A ragged batch of `(query rows, keys)` over a cache whose blocks are shuffled and whose unused slots are NaN.
+fn attention_case(device: &Device, shape: AttentionShape, cache_dtype: DType, sequences: &[(usize, usize)], seed: u64) {
+    let what = format!("attention {sequences:?} cache {cache_dtype} {shape:?}");
+    let mut random = Random::new(seed);
+    let token = shape.num_kv_heads * shape.head_dim;
+    let blocks_of = |keys: usize| keys.div_ceil(shape.block_size);
+    let max_blocks = sequences.iter().map(|s| blocks_of(s.1)).max().unwrap_or(0) + 1;
+    let num_blocks: usize = sequences.iter().map(|s| blocks_of(s.1)).sum::<usize>() + 1;
+    let mut free = random.permutation(num_blocks);
+    let mut block_tables = vec![u32::MAX; sequences.len() * max_blocks];
+    let (mut k, mut v) = (vec![f32::NAN; num_blocks * shape.block_size * token], vec![]);
+    v.clone_from(&k);
+    for (b, &(_, keys)) in sequences.iter().enumerate() {
+        for t in 0..keys {
+            let entry = &mut block_tables[b * max_blocks + t / shape.block_size];
+            if t % shape.block_size == 0 {
+                *entry = free.pop().expect("a free block");
+            }
+            let at = (*entry as usize * shape.block_size + t % shape.block_size) * token;
+            k[at..at + token].copy_from_slice(&random.normals(token));
+            v[at..at + token].copy_from_slice(&random.normals(token));
+        }
+    }
+    let (k, v) = (HostData::from_f32(cache_dtype, k), HostData::from_f32(cache_dtype, v));
+    let context_lens: Vec<u32> = sequences.iter().map(|s| s.1 as u32).collect();
+    let mut cu_seqlens_q = vec![0];
+    cu_seqlens_q.extend(sequences.iter().scan(0, |row, s| {
+        *row += s.0 as u32;
+        Some(*row)
+    }));
+    let m = *cu_seqlens_q.last().expect("not empty") as usize;
+    let (qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
+    let kv = PagedKv {
+        k: &k,
+        v: &v,
+        block_tables: &block_tables,
+        max_blocks,
+        context_lens: &context_lens,
+        cu_seqlens_q: &cu_seqlens_q,
+    };
+    let dtype = device.activation_dtype();
+    let of = |rounding| reference::attention(&values, &kv, &shape, rounding);
+    let (exact, twin) = (of(Rounding::Exact), of(Rounding::As(dtype)));
+    let positions: Vec<u32> = sequences.iter().flat_map(|&(q, keys)| (keys - q..keys).map(|p| p as u32)).collect();
+    let meta = BatchMeta {
+        token_ids: u32s(device, &vec![0; m]),
+        positions: u32s(device, &positions),
+        slot_mapping: u32s(device, &vec![u32::MAX; m]),
+        block_tables: u32s(device, &block_tables),
+        context_lens: u32s(device, &context_lens),
+        cu_seqlens_q: u32s(device, &cu_seqlens_q),
+        logit_rows: u32s(device, &[0]),
+        m,
+        batch: sequences.len(),
+        max_blocks,
+        max_q_len: sequences.iter().map(|s| s.0).max().unwrap_or(0),
+        max_context_len: sequences.iter().map(|s| s.1).max().unwrap_or(0),
+        num_logit_rows: 0,
+    };
+    let width = shape.num_heads * shape.head_dim;
+    let mut out = poisoned(device, dtype, (m + 1) * width);
+    let cache = KvLayer { k: device.upload(k.clone()).expect("upload"), v: device.upload(v.clone()).expect("upload") };
+    device.attention(&mut out, &qkv, &cache, &meta, &shape).expect("attention");
+    assert_bounded(&what, &read(device, &out, m * width), &exact, &twin, dtype);
+    assert_untouched(&what, device, &out, m * width);
+}
+
+fn attention_decode(device: &Device) {
+    for dtype in cache_dtypes(device) {
+        for shape in SHAPES {
+            attention_case(device, shape, dtype, &[(1, 1)], 1);
+            attention_case(device, shape, dtype, &[(1, 15), (1, 16), (1, 17), (1, 200)], 2);
+        }
+        attention_case(device, SHAPE, dtype, &[(1, 1500)], 3);
+    }
+}
+
+fn attention_prefill(device: &Device) {
+    for dtype in cache_dtypes(device) {
+        for shape in SHAPES {
+            for rows in [1, 15, 16, 17, 65] {
+                attention_case(device, shape, dtype, &[(rows, rows)], rows as u64);
+            }
+        }
+    }
+}
+
+/// Decode, whole prompts and chunks of prompts in one batch.
+fn attention_mixed(device: &Device) {
+    for dtype in cache_dtypes(device) {
+        for shape in SHAPES {
+            attention_case(device, shape, dtype, &[(1, 33), (20, 20), (7, 40), (1, 1), (33, 100)], 4);
+        }
+    }
+}
+
+fn attention_window(device: &Device) {
+    for window in [1, 16, 17, 40] {
+        let shape = AttentionShape { window: Some(window), ..SHAPE };
+        attention_case(device, shape, device.activation_dtype(), &[(1, 39), (1, 41), (50, 50), (9, 70)], 5);
+    }
+}
+
+/// The CPU checks what would read out of bounds; a GPU trusts the engine's plan.
+fn attention_rejects(device: &Device) {
+    if device.name() != "cpu" {
+        return;
+    }
+    let shape = SHAPE;
+    let cache = HostData::zeros(DType::F32, 2 * shape.block_size * shape.num_kv_heads * shape.head_dim);
+    let good = PagedKv {
+        k: &cache,
+        v: &cache,
+        block_tables: &[1, 0],
+        max_blocks: 2,
+        context_lens: &[20],
+        cu_seqlens_q: &[0, 3],
+    };
+    assert!(good.check(&shape, 3).is_ok());
+    for bad in [
+        PagedKv { block_tables: &[1, 2], ..good },
+        PagedKv { context_lens: &[2], ..good },
+        PagedKv { context_lens: &[33], ..good },
+        PagedKv { cu_seqlens_q: &[0, 4], ..good },
+        PagedKv { cu_seqlens_q: &[1, 3], ..good },
+    ] {
+        assert!(bad.check(&shape, 3).is_err(), "{bad:?} was accepted");
+    }
+}

@@ -1,0 +1,276 @@
+//! Linear layers: unquantized and weight-only quantized bounded, INT8 activations bit for bit.
+
+use lowbit::device::cpu::reference::{self, Rounding};
+use lowbit::device::{Act, Columns, Device, Emit, PackedWeight, Write};
+use lowbit::dtype::{DType, HostData};
+use lowbit::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
+
+use super::{ROWS, activations, assert_untouched, f32s, on_every_device, poisoned, poisoned_act, read};
+use crate::common::random::{Random, WeightCase};
+use crate::common::tolerance::{assert_bounded, assert_exact};
+
+on_every_device!(
+    dense,
+    dense_rows,
+    quant,
+    quant_rows,
+    int8,
+    int8_rows,
+    int8_grouped,
+    int8_rows_do_not_depend_on_the_batch,
+    add,
+    columns,
+    rejects
+);
+
+/// `(n, k)`: one, odd, one past a tile, not a multiple of a group, ordinary.
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (3, 5), (16, 32), (17, 33), (15, 127), (33, 200), (64, 256), (65, 129), (48, 640)];
+const GROUPS: [usize; 4] = [32, 64, 128, usize::MAX];
+const DYNAMIC: ActQuant = ActQuant::DynamicPerToken;
+const STATIC: ActQuant = ActQuant::StaticPerTensor { scale: 0.11, zero_point: 0 };
+const STATIC_ASYMMETRIC: ActQuant = ActQuant::StaticPerTensor { scale: 0.05, zero_point: -37 };
+
+fn quant_of(weight: &LinearWeight) -> &QuantWeight {
+    match &weight.weight {
+        Weight::Quant(q) => q,
+        Weight::Dense { .. } => panic!("a quantized weight"),
+    }
+}
+
+/// `x` `[m, k]` in the layer's own input order as the weight wants it: gathered, and quantized or not.
+fn emitted(device: &Device, x: &[f32], w: &PackedWeight, m: usize) -> Act {
+    let mut act = poisoned_act(device, m, w.k);
+    let (x, _) = activations(device, x);
+    let emit = Emit { order: w.order.as_ref(), quant: w.scheme.activation };
+    device.quantize(&mut act, &x, w.k, emit, m).expect("quantize");
+    act
+}
+
+fn run(device: &Device, w: &PackedWeight, x: &Act, m: usize) -> Vec<f32> {
+    let mut out = poisoned(device, DType::F32, m * w.n + 3);
+    let columns = Columns { offset: 0, stride: w.n };
+    device.linear(&mut out, columns, x, w, Write::Store, m).expect("linear");
+    assert_untouched("linear", device, &out, m * w.n);
+    read(device, &out, m * w.n)
+}
+
+fn dense_case(device: &Device, m: usize, n: usize, k: usize, dtype: DType, bias: bool) {
+    let what = format!("dense {dtype} m={m} n={n} k={k} bias={bias}");
+    let mut random = Random::new((m * 1_000_003 + n * 1009 + k) as u64);
+    let x = HostData::from_f32(device.activation_dtype(), random.normals(m * k)).to_f32();
+    let data = HostData::from_f32(dtype, random.normals(n * k));
+    let bias = bias.then(|| random.normals(n));
+    let of = |rounding| reference::linear_dense(&x, &data, k, bias.as_deref(), rounding);
+    let (exact, twin) = (of(Rounding::Exact), of(Rounding::As(device.activation_dtype())));
+    let weight = Weight::Dense { n, k, data: data.clone() };
+    let w = device.pack(LinearWeight { weight, bias: bias.clone(), activation: ActQuant::None }).expect("pack");
+    let got = run(device, &w, &emitted(device, &x, &w, m), m);
+    assert_bounded(&what, &got, &exact, &twin, device.activation_dtype());
+}
+
+fn dense(device: &Device) {
+    for (n, k) in SHAPES {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            dense_case(device, 3, n, k, dtype, n % 2 == 1);
+        }
+    }
+}
+
+fn dense_rows(device: &Device) {
+    for m in ROWS {
+        dense_case(device, m, 37, 136, DType::BF16, true);
+        dense_case(device, m, 64, 128, DType::F16, false);
+    }
+}
+
+fn quant_case(device: &Device, m: usize, case: WeightCase) {
+    let what = format!("m={m} {case:?}");
+    let mut random = Random::new((m * 1_000_003 + case.n * 1009 + case.k) as u64);
+    let weight = random.weight(case);
+    let q = quant_of(&weight);
+    let x = HostData::from_f32(device.activation_dtype(), random.normals(m * case.k)).to_f32();
+    let ordered = q.order.as_ref().map_or(x.clone(), |order| reference::gather_columns(&x, order));
+    let bias = weight.bias.as_deref();
+    let exact = reference::linear_quant(&ordered, q, bias, Rounding::Exact);
+    let twin = match device.activation_dtype() {
+        // The CPU holds these activations as 16-bit integers.
+        DType::F32 => {
+            let rounded = reference::round_int16(&ordered, q.k, q.group_size);
+            reference::linear_quant(&rounded, q, bias, Rounding::As(DType::F32))
+        }
+        dtype => reference::linear_quant(&ordered, q, bias, Rounding::As(dtype)),
+    };
+    let w = device.pack(weight.clone()).expect("pack");
+    let got = run(device, &w, &emitted(device, &x, &w, m), m);
+    assert_bounded(&what, &got, &exact, &twin, device.activation_dtype());
+}
+
+const W4: WeightCase = WeightCase {
+    n: 48,
+    k: 256,
+    bits: 4,
+    group_size: 128,
+    symmetric: true,
+    act_order: false,
+    bias: false,
+    activation: ActQuant::None,
+};
+
+fn quant(device: &Device) {
+    for (n, k) in SHAPES {
+        for group_size in GROUPS {
+            for (bits, symmetric) in [(4, true), (4, false), (8, true), (8, false)] {
+                let (act_order, bias) = (k % 2 == 1, n % 2 == 1);
+                quant_case(device, 2, WeightCase { n, k, bits, group_size, symmetric, act_order, bias, ..W4 });
+            }
+        }
+    }
+    for bits in [2, 3, 5, 6, 7] {
+        for symmetric in [true, false] {
+            quant_case(device, 2, WeightCase { n: 33, k: 200, bits, group_size: 64, symmetric, act_order: true, ..W4 });
+        }
+    }
+}
+
+fn quant_rows(device: &Device) {
+    for m in ROWS {
+        quant_case(device, m, WeightCase { group_size: 32, ..W4 });
+        quant_case(device, m, WeightCase { symmetric: false, ..W4 });
+        quant_case(device, m, WeightCase { bits: 8, group_size: usize::MAX, n: 17, ..W4 });
+    }
+}
+
+/// What every device must give, bit for bit, from the codes its own `quantize` must also give.
+fn int8_case(device: &Device, m: usize, case: WeightCase) {
+    let what = format!("m={m} {case:?}");
+    let mut random = Random::new((m * 1_000_003 + case.n * 1009 + case.k) as u64);
+    let weight = random.weight(case);
+    let q = quant_of(&weight);
+    let x = HostData::from_f32(device.activation_dtype(), random.normals(m * case.k)).to_f32();
+    let ordered = q.order.as_ref().map_or(x.clone(), |order| reference::gather_columns(&x, order));
+    let codes = reference::quantize_rows(&ordered, q.k, case.activation);
+    let zero_point = case.activation.zero_point();
+    let expected = reference::linear_int8(&codes.codes, &codes.scales, zero_point, q, weight.bias.as_deref());
+    let w = device.pack(weight.clone()).expect("pack");
+    let got = run(device, &w, &emitted(device, &x, &w, m), m);
+    assert_exact(&what, &got, &expected);
+}
+
+fn int8(device: &Device) {
+    let w8 = WeightCase { bits: 8, group_size: usize::MAX, activation: DYNAMIC, ..W4 };
+    for (n, k) in SHAPES {
+        for activation in [DYNAMIC, STATIC, STATIC_ASYMMETRIC] {
+            for symmetric in [true, false] {
+                int8_case(device, 3, WeightCase { n, k, symmetric, activation, bias: n % 2 == 1, ..w8 });
+            }
+        }
+    }
+    int8_case(device, 1, WeightCase { n: 5, k: 33_000, ..w8 });
+}
+
+fn int8_rows(device: &Device) {
+    for m in ROWS {
+        int8_case(device, m, WeightCase { bits: 8, group_size: usize::MAX, activation: DYNAMIC, n: 33, ..W4 });
+        int8_case(device, m, WeightCase { activation: DYNAMIC, ..W4 });
+    }
+}
+
+fn int8_grouped(device: &Device) {
+    for (n, k) in SHAPES {
+        for bits in [4, 8] {
+            for (group_size, symmetric) in [(32, true), (64, false), (128, true), (128, false), (usize::MAX, true)] {
+                for activation in [DYNAMIC, STATIC_ASYMMETRIC] {
+                    let act_order = k % 2 == 1;
+                    int8_case(
+                        device,
+                        2,
+                        WeightCase { n, k, bits, group_size, symmetric, act_order, bias: false, activation },
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn int8_rows_do_not_depend_on_the_batch(device: &Device) {
+    let mut random = Random::new(5);
+    let w = device
+        .pack(random.weight(WeightCase { n: 70, k: 384, bits: 8, group_size: usize::MAX, activation: DYNAMIC, ..W4 }))
+        .expect("pack");
+    let x = random.normals(65 * w.k);
+    let together = run(device, &w, &emitted(device, &x, &w, 65), 65);
+    for r in [0, 1, 31, 64] {
+        let alone = run(device, &w, &emitted(device, &x[r * w.k..(r + 1) * w.k], &w, 1), 1);
+        assert_exact(&format!("row {r}"), &alone, &together[r * w.n..(r + 1) * w.n]);
+    }
+}
+
+/// `Write::Add` is one f32 addition to what is there.
+fn add(device: &Device) {
+    let mut random = Random::new(9);
+    for case in
+        [WeightCase { n: 35, ..W4 }, WeightCase { n: 35, bits: 8, group_size: usize::MAX, activation: DYNAMIC, ..W4 }]
+    {
+        let w = device.pack(random.weight(case)).expect("pack");
+        let x = emitted(device, &random.normals(5 * w.k), &w, 5);
+        let y = run(device, &w, &x, 5);
+        let before = random.normals(5 * w.n);
+        let mut out = f32s(device, &before);
+        device.linear(&mut out, Columns { offset: 0, stride: w.n }, &x, &w, Write::Add, 5).expect("linear");
+        let expected: Vec<f32> = before.iter().zip(&y).map(|(a, b)| a + b).collect();
+        assert_exact("add", &read(device, &out, 5 * w.n), &expected);
+    }
+}
+
+/// Three layers side by side in one destination, in the activation type (the fused q, k, v).
+fn columns(device: &Device) {
+    let mut random = Random::new(11);
+    let stride = 16 + 33 + 8;
+    let m = 17;
+    let x = random.normals(m * W4.k);
+    let mut out = poisoned(device, device.activation_dtype(), (m + 1) * stride);
+    let mut expected = vec![f32::NAN; m * stride];
+    for (offset, n) in [(0, 16), (16, 33), (49, 8)] {
+        let w = device.pack(random.weight(WeightCase { n, bias: true, ..W4 })).expect("pack");
+        let x = emitted(device, &x, &w, m);
+        device.linear(&mut out, Columns { offset, stride }, &x, &w, Write::Store, m).expect("linear");
+        for (r, y) in run(device, &w, &x, m).chunks_exact(n).enumerate() {
+            for (c, &y) in y.iter().enumerate() {
+                expected[r * stride + offset + c] = device.activation_dtype().round(y);
+            }
+        }
+    }
+    assert_exact("columns", &read(device, &out, m * stride), &expected);
+    assert_untouched("columns", device, &out, m * stride);
+}
+
+/// What must not reach a kernel.
+fn rejects(device: &Device) {
+    let good = Random::new(1).weight(WeightCase { n: 8, k: 64, group_size: 32, symmetric: false, ..W4 });
+    let broken = |change: &dyn Fn(&mut QuantWeight)| {
+        let mut weight = good.clone();
+        match &mut weight.weight {
+            Weight::Quant(q) => change(q),
+            Weight::Dense { .. } => unreachable!("made above"),
+        }
+        weight
+    };
+    let cases: [(&str, LinearWeight); 9] = [
+        ("too few codes", broken(&|q| q.codes.truncate(8))),
+        ("a code past its bits", broken(&|q| q.codes[3] = 16)),
+        ("a NaN scale", broken(&|q| q.scales[1] = f32::NAN)),
+        ("an infinite zero point", broken(&|q| q.zeros[1] = f32::INFINITY)),
+        ("a zero point past its bits", broken(&|q| q.zeros[1] = 17.0)),
+        ("group size 0", broken(&|q| q.group_size = 0)),
+        ("9 bits", broken(&|q| q.bits = 9)),
+        ("a repeated column", broken(&|q| q.order = Some(vec![0; 64]))),
+        ("a short bias", LinearWeight { bias: Some(vec![0.0; 7]), ..good.clone() }),
+    ];
+    for (what, weight) in cases {
+        assert!(device.pack(weight).is_err(), "{what} was accepted");
+    }
+    let long = WeightCase { n: 1, k: 132_105, bits: 8, group_size: usize::MAX, activation: DYNAMIC, ..W4 };
+    let message = device.pack(Random::new(2).weight(long)).map(|_| ()).expect_err("too long a sum").to_string();
+    assert!(message.contains("132105"), "{message}");
+}
