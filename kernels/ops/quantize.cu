@@ -1,0 +1,21 @@
+// Quantizes or gathers activations that no producer could: the attention output, mostly.
+
+#include "common/emit.cuh"
+
+template <typename T>
+struct PlainRow {
+  const T* x;
+
+  __device__ float at(uint32_t c) const { return to_float(x[c]); }
+  __device__ void at8(uint32_t c, float (&v)[8]) const { load8(x + c, v); }
+};
+
+// Computes out = emit(x) per row. Shapes: x [m, k], out as EmitArgs. Grid: one block a row. Exact (common/emit.cuh).
+template <typename T>
+__device__ void quantize(const QuantizeArgs& args) {
+  const T* x = static_cast<const T*>(args.x) + static_cast<size_t>(blockIdx.x) * args.out.k;
+  emit_row<T>(args.out, blockIdx.x, PlainRow<T>{x});
+}
+
+extern "C" __global__ void quantize_f16(const __grid_constant__ QuantizeArgs args) { quantize<f16>(args); }
+extern "C" __global__ void quantize_bf16(const __grid_constant__ QuantizeArgs args) { quantize<bf16>(args); }
