@@ -107,6 +107,15 @@ typedef struct KvWriteArgs {
   uint32_t head_dim;
 } KvWriteArgs;
 
+/* attention_prefill: query rows of a block. Dynamic shared memory by head dimension D, checked where it is used. */
+#define LOWBIT_PREFILL_QUERIES 64
+#define LOWBIT_PREFILL_SHARED_64 36864
+#define LOWBIT_PREFILL_SHARED_128 69632
+#define LOWBIT_PREFILL_SHARED_256 67584
+#define LOWBIT_DECODE_SHARED_64 36864
+#define LOWBIT_DECODE_SHARED_128 69632
+#define LOWBIT_DECODE_SHARED_256 67584
+
 typedef struct AttentionArgs {
   void* out;                    /* [m, num_heads * head_dim] */
   const void* qkv;              /* [m, (num_heads + 2 * num_kv_heads) * head_dim]; only the queries are read */
@@ -120,7 +129,8 @@ typedef struct AttentionArgs {
   uint32_t num_heads;
   uint32_t num_kv_heads;
   uint32_t head_dim;            /* a multiple of 8, at most the kernel's template */
-  uint32_t block_size;          /* tokens in a KV block */
+  uint32_t block_size;          /* tokens in a KV block, a multiple of 16 */
+  uint32_t block_magic;         /* ceil(2^32 / block_size) */
   uint32_t max_blocks;          /* row stride of block_tables */
   uint32_t window;              /* keys a query sees, itself included; UINT32_MAX: all before it */
   uint32_t splits;              /* decode: blocks that share one sequence's context */

@@ -1,28 +1,150 @@
-//! Attention over the paged KV cache: prefill, decode, and the writing of keys and values.
+//! Attention over the paged KV cache: the writing of keys and values, prefill and decode.
 #![allow(unsafe_code)] // kernel launches
 
-use super::CudaDevice;
+use super::abi::{self, AttentionArgs, KvWriteArgs};
+use super::ops::u32_of;
+use super::{CudaDevice, WORKSPACE_BYTES};
 use crate::device::{AttentionShape, BatchMeta, KvLayer, Tensor};
 use crate::error::{Error, Result};
 
+/// Widest head with a kernel; narrower ones use the next template of 64, 128 and 256.
+const MAX_HEAD_DIM: usize = 256;
+/// Query heads of one KV head that a decode block takes.
+const HEADS_PER_BLOCK: usize = 16;
+/// Fewest keys worth a split of its own: 64 for each warp of its block.
+const MIN_KEYS_PER_SPLIT: usize = 256;
+/// Decode blocks that an SM holds at once.
+const BLOCKS_PER_SM: usize = 3;
+
 pub(crate) fn kv_write(
-    _d: &CudaDevice,
-    _cache: &mut KvLayer,
-    _qkv: &Tensor,
-    _slots: &Tensor,
-    _shape: &AttentionShape,
-    _m: usize,
+    device: &CudaDevice,
+    cache: &mut KvLayer,
+    qkv: &Tensor,
+    slot_mapping: &Tensor,
+    shape: &AttentionShape,
+    m: usize,
 ) -> Result<()> {
-    Err(Error::unsupported("kv_write on CUDA", "Use --device cpu"))
+    check(device, "kv_write", cache, shape)?;
+    if m == 0 {
+        return Ok(());
+    }
+    let args = KvWriteArgs {
+        k_cache: cache.k.cuda_mut()?.ptr(),
+        v_cache: cache.v.cuda_mut()?.ptr(),
+        qkv: qkv.cuda()?.ptr(),
+        slot_mapping: slot_mapping.cuda()?.ptr(),
+        num_heads: u32_of(shape.num_heads)?,
+        num_kv_heads: u32_of(shape.num_kv_heads)?,
+        head_dim: u32_of(shape.head_dim)?,
+    };
+    let threads = (shape.num_kv_heads * shape.head_dim / 8).next_multiple_of(32).min(256) as u32;
+    // SAFETY: the op table checked qkv and slots for m rows; a slot is inside the cache by the op's contract.
+    unsafe { device.launch("attention/kv_write", "kv_write", [u32_of(m)?, 1, 1], threads, 0, &args) }
 }
 
 pub(crate) fn attention(
-    _d: &CudaDevice,
-    _out: &mut Tensor,
-    _qkv: &Tensor,
-    _cache: &KvLayer,
-    _meta: &BatchMeta,
-    _shape: &AttentionShape,
+    device: &CudaDevice,
+    out: &mut Tensor,
+    qkv: &Tensor,
+    cache: &KvLayer,
+    meta: &BatchMeta,
+    shape: &AttentionShape,
 ) -> Result<()> {
-    Err(Error::unsupported("attention on CUDA", "Use --device cpu"))
+    check(device, "attention", cache, shape)?;
+    if meta.m == 0 || meta.batch == 0 {
+        return Ok(());
+    }
+    // Keys are split into block and offset by a multiplication that is exact below this (abi.h, block_magic).
+    if (meta.max_context_len as u64).saturating_mul(shape.block_size as u64) >= 1 << 32 {
+        let what = format!("{} keys in blocks of {}", meta.max_context_len, shape.block_size);
+        return Err(Error::unsupported(what, "Use smaller KV blocks or a smaller --max-model-len"));
+    }
+    let template = [64, 128, MAX_HEAD_DIM].into_iter().find(|&d| shape.head_dim <= d).unwrap_or(MAX_HEAD_DIM);
+    let is_decode = meta.max_q_len == 1;
+    let splits = if is_decode { decode_splits(device, meta, shape) } else { 1 };
+    let args = AttentionArgs {
+        out: out.cuda_mut()?.ptr(),
+        qkv: qkv.cuda()?.ptr(),
+        k_cache: cache.k.cuda()?.ptr(),
+        v_cache: cache.v.cuda()?.ptr(),
+        block_tables: meta.block_tables.cuda()?.ptr(),
+        context_lens: meta.context_lens.cuda()?.ptr(),
+        cu_seqlens_q: meta.cu_seqlens_q.cuda()?.ptr(),
+        partials: device.workspace(),
+        scale_log2: shape.scale * std::f32::consts::LOG2_E,
+        num_heads: u32_of(shape.num_heads)?,
+        num_kv_heads: u32_of(shape.num_kv_heads)?,
+        head_dim: u32_of(shape.head_dim)?,
+        block_size: u32_of(shape.block_size)?,
+        block_magic: (1u64 << 32).div_ceil(shape.block_size as u64) as u32,
+        max_blocks: u32_of(meta.max_blocks)?,
+        window: shape.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
+        splits: u32_of(splits)?,
+    };
+    let (heads, batch, suffix) = (u32_of(shape.num_heads)?, u32_of(meta.batch)?, device.suffix());
+    if !is_decode {
+        let (threads, shared_bytes) = match template {
+            64 => (128, abi::LOWBIT_PREFILL_SHARED_64),
+            128 => (128, abi::LOWBIT_PREFILL_SHARED_128),
+            _ => (128, abi::LOWBIT_PREFILL_SHARED_256),
+        };
+        let tiles = u32_of(meta.max_q_len.div_ceil(abi::LOWBIT_PREFILL_QUERIES as usize))?;
+        let (function, grid) = (format!("attention_prefill_{template}_{suffix}"), [tiles, heads, batch]);
+        // SAFETY: the op table checked `out` and `qkv`; the metadata describes them and the cache by its contract.
+        return unsafe { device.launch("attention/prefill", &function, grid, threads, shared_bytes, &args) };
+    }
+    let (threads, shared_bytes) = match template {
+        64 => (128, abi::LOWBIT_DECODE_SHARED_64),
+        128 => (128, abi::LOWBIT_DECODE_SHARED_128),
+        _ => (64, abi::LOWBIT_DECODE_SHARED_256),
+    };
+    let blocks = u32_of(shape.num_kv_heads * head_groups(shape))?;
+    let (function, grid) = (format!("attention_decode_{template}_{suffix}"), [args.splits, blocks, batch]);
+    // SAFETY: as above; the partial results of all splits fit the workspace (`decode_splits`).
+    unsafe { device.launch("attention/decode", &function, grid, threads, shared_bytes, &args)? };
+    if splits == 1 {
+        return Ok(());
+    }
+    let threads = shape.head_dim.next_multiple_of(32) as u32;
+    // SAFETY: as above.
+    unsafe {
+        device.launch("attention/decode", &format!("attention_combine_{suffix}"), [heads, batch, 1], threads, 0, &args)
+    }
+}
+
+fn head_groups(shape: &AttentionShape) -> usize {
+    (shape.num_heads / shape.num_kv_heads).div_ceil(HEADS_PER_BLOCK)
+}
+
+/// Blocks that share a sequence's keys: enough to fill the GPU, none with too little to do, and no more than there is
+/// workspace for.
+fn decode_splits(device: &CudaDevice, meta: &BatchMeta, shape: &AttentionShape) -> usize {
+    let blocks = meta.batch * shape.num_kv_heads * head_groups(shape);
+    let keys = shape.window.map_or(meta.max_context_len, |window| meta.max_context_len.min(window));
+    let partial_bytes = meta.batch * shape.num_heads * (shape.head_dim + 2) * size_of::<f32>();
+    (device.sm_count() as usize * BLOCKS_PER_SM / blocks)
+        .min(keys.div_ceil(MIN_KEYS_PER_SPLIT))
+        .min(WORKSPACE_BYTES / partial_bytes)
+        .max(1)
+}
+
+/// Fails unless the kernels can run this shape on this cache.
+fn check(device: &CudaDevice, op: &'static str, cache: &KvLayer, shape: &AttentionShape) -> Result<()> {
+    let AttentionShape { num_heads, num_kv_heads, head_dim, block_size, .. } = *shape;
+    if head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM {
+        let advice = format!("The CUDA kernels take multiples of 8 up to {MAX_HEAD_DIM}; use --device cpu");
+        return Err(Error::unsupported(format!("head_dim {head_dim}"), advice));
+    }
+    if block_size == 0 || block_size % 16 != 0 {
+        return Err(Error::unsupported(format!("KV blocks of {block_size} tokens"), "Use a multiple of 16"));
+    }
+    if num_kv_heads == 0 || num_heads % num_kv_heads != 0 {
+        let (expected, got) = (format!("query heads in multiples of {num_kv_heads}"), num_heads.to_string());
+        return Err(Error::Shape { op, expected, got });
+    }
+    if cache.k.dtype() != device.dtype() || cache.v.dtype() != device.dtype() {
+        let (expected, got) = (format!("a cache of {}", device.dtype()), cache.k.dtype().to_string());
+        return Err(Error::Shape { op, expected, got });
+    }
+    Ok(())
 }

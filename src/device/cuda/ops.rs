@@ -221,7 +221,7 @@ pub(crate) fn logits_stats(
         vocab: u32_of(vocab)?,
     };
     // SAFETY: the op table checked every buffer for m rows; a target outside the vocabulary is handled by the kernel.
-    unsafe { device.launch("ops/logits_stats", "logits_stats", [u32_of(m)?, 1, 1], row_threads(vocab), 0, &args) }
+    unsafe { device.launch("ops/logits_stats", "logits_stats", [u32_of(m)?, 1, 1], 1024, 0, &args) }
 }
 
 /// The kernel's view of an [`Act`] that `emit` is to be written to.
