@@ -6,7 +6,9 @@
 //! are relative to it.
 
 #![allow(clippy::unwrap_used)] // here and in clippy.toml: a test's panic is its report
+#![allow(unreachable_pub)] // what test modules share is `pub`
 
+mod checkpoint;
 mod common;
 mod layering;
 mod models;

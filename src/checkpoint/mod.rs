@@ -4,16 +4,35 @@
 //! and maps the shards, `Checkpoint::check` reports everything missing, extra or mis-shaped against what a model
 //! needs, and `linear`/`tensor` then hand out weights one at a time.
 
+mod awq;
+mod compressed;
+mod compressed_config;
 mod config;
+mod files;
+mod gptq;
 pub mod hub;
+mod json;
+mod module;
+mod order;
+mod parse_config;
+mod parse_rope;
+mod pattern;
+mod quantization;
+mod report;
+mod shards;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 
 use std::path::Path;
 
 use crate::dtype::HostData;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::{LinearWeight, Scheme};
+
+use self::files::ModelDir;
+use self::module::Module;
+use self::quantization::{MAX_CONFIG_BYTES, Quantization};
+use self::shards::Shards;
 
 /// One thing a model needs from its checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,19 +60,38 @@ pub enum Expected {
 /// An opened model directory.
 #[derive(Debug)]
 pub struct Checkpoint {
+    dir: ModelDir,
     config: ModelConfig,
+    generation: GenerationConfig,
+    quantization: Quantization,
+    shards: Shards,
 }
 
 impl Checkpoint {
     /// Opens a model directory: reads its configuration, maps its shards and checks their headers.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Checkpoint`] for files that are missing or broken, [`Error::Config`] for fields out of
+    /// range or not understood, [`Error::Unsupported`] for models and formats this crate has not.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
-        let _ = dir;
-        unimplemented!()
+        let dir = ModelDir::open(dir)?;
+        let Some(config) = dir.json("config.json", MAX_CONFIG_BYTES)? else {
+            return Err(Error::file(
+                dir.path().join("config.json"),
+                "missing; expected a model directory as the hub has it",
+            ));
+        };
+        let model = parse_config::model(&config)?;
+        let generation = dir.json("generation_config.json", MAX_CONFIG_BYTES)?;
+        let generation = parse_config::generation(generation.as_ref(), &model)?;
+        let quantization = Quantization::read(&dir, &config)?;
+        let shards = Shards::open(&dir)?;
+        Ok(Checkpoint { dir, config: model, generation, quantization, shards })
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
-        unimplemented!()
+        self.dir.path()
     }
 
     /// The model's shape.
@@ -63,42 +101,40 @@ impl Checkpoint {
 
     /// Sampling defaults and end-of-sequence ids.
     pub fn generation(&self) -> &GenerationConfig {
-        unimplemented!()
+        &self.generation
     }
 
     /// Compares the files with what the model needs; the error lists everything missing, mis-shaped or not
     /// understood. Returns notes worth showing (tensors not used, an ambiguity and how it was settled).
     pub fn check(&self, expected: &[Expected]) -> Result<Vec<String>> {
-        let _ = expected;
-        unimplemented!()
+        report::check(self, expected)
     }
 
     /// Reads one linear layer into canonical form.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] naming the tensor that is missing, mis-shaped or holds values no such layer can have.
     pub fn linear(&self, name: &str) -> Result<LinearWeight> {
-        let _ = name;
-        unimplemented!()
+        self.quantization.linear(&mut Module::new(&self.shards, name))
     }
 
     /// The scheme of one linear layer, from the configuration and headers alone (for `inspect` and memory plans).
     pub fn linear_scheme(&self, name: &str) -> Result<Scheme> {
-        let _ = name;
-        unimplemented!()
+        self.quantization.scheme(&mut Module::new(&self.shards, name))
     }
 
     /// Whether a tensor of this full name is in the files.
     pub fn has(&self, name: &str) -> bool {
-        let _ = name;
-        unimplemented!()
+        self.shards.get(name).is_some()
     }
 
     /// Reads one floating-point tensor in its file type.
     pub fn tensor(&self, name: &str) -> Result<HostData> {
-        let _ = name;
-        unimplemented!()
+        self.shards.floats(name)
     }
 
     /// Bytes of all tensors in the files.
     pub fn bytes(&self) -> u64 {
-        unimplemented!()
+        self.shards.total_bytes()
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! Affine convention everywhere (docs/numerics.md): `q = clamp(rne(x / s) + z, qmin, qmax)`, `x' = s * (q - z)`.
 
+pub mod pack;
+
 use crate::dtype::HostData;
 
 /// How the activations of a linear layer are quantized on their way in.

@@ -4,7 +4,14 @@ use lowbit::checkpoint::{RopeConfig, RopeScaling};
 use lowbit::models::rope_table;
 
 /// cos and sin of an f32 angle of up to 1e5 are sensitive to one ulp of the frequency.
-fn check(theta: f32, scaling: RopeScaling, head_dim: usize, max: usize, served: usize, golden: &[(usize, usize, f32, f32)]) {
+fn check(
+    theta: f32,
+    scaling: RopeScaling,
+    head_dim: usize,
+    max: usize,
+    served: usize,
+    golden: &[(usize, usize, f32, f32)],
+) {
     let table = rope_table(&RopeConfig { theta, scaling }, head_dim, max, served);
     assert_eq!(table.len(), served * head_dim);
     for &(position, pair, cos, sin) in golden {
@@ -83,7 +90,8 @@ fn yarn_scales_cosines_and_sines_too() {
 #[test]
 fn dynamic_stretches_only_beyond_the_claimed_context() {
     let scaling = RopeScaling::Dynamic { factor: 2.0 };
-    let golden = [(1, 7, 0.994591177, 0.103867322), (4095, 7, 0.407202959, -0.913337708), (4095, 31, 0.983479023, 0.181022152)];
+    let golden =
+        [(1, 7, 0.994591177, 0.103867322), (4095, 7, 0.407202959, -0.913337708), (4095, 31, 0.983479023, 0.181022152)];
     check(10000.0, scaling, 64, 2048, 4096, &golden);
     check(10000.0, scaling, 64, 2048, 2048, &[(2047, 16, -0.0496266708, 0.998767853)]);
 }

@@ -1,0 +1,273 @@
+//! The configuration of compressed-tensors: which scheme each module has.
+
+use crate::error::{Error, Result};
+
+use super::json::Object;
+use super::pattern::Pattern;
+use super::quantization::group_size;
+
+const TOP: &[&str] = &[
+    "config_groups",
+    "format",
+    "global_compression_ratio",
+    "ignore",
+    "kv_cache_scheme",
+    "quant_method",
+    "quantization_status",
+    "run_compressed",
+    "sparsity_config",
+    "transform_config",
+    "version",
+];
+const GROUP: &[&str] = &["targets", "weights", "input_activations", "output_activations", "format"];
+const ARGS: &[&str] = &[
+    "num_bits",
+    "type",
+    "symmetric",
+    "group_size",
+    "strategy",
+    "block_structure",
+    "dynamic",
+    "actorder",
+    // How values were found and in what type they are stored, which the tensors say themselves.
+    "observer",
+    "observer_kwargs",
+    "scale_dtype",
+    "zp_dtype",
+];
+
+/// Where a weight's scales apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strategy {
+    Tensor,
+    Channel,
+    Group(usize),
+}
+
+/// Activations of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activations {
+    None,
+    DynamicPerToken,
+    StaticPerTensor { symmetric: bool },
+}
+
+/// How codes are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `weight_packed`, codes in words.
+    Packed,
+    /// `weight`, one code in each int8.
+    Int,
+}
+
+/// Scheme of one config group.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct GroupScheme {
+    pub(super) bits: u8,
+    pub(super) symmetric: bool,
+    pub(super) strategy: Strategy,
+    /// Columns may have been reordered (`actorder: group`).
+    pub(super) act_order: bool,
+    pub(super) activations: Activations,
+    pub(super) format: Format,
+}
+
+/// A module name pattern of `targets` or `ignore`.
+#[derive(Debug, Clone, PartialEq)]
+enum Target {
+    /// Class `Linear`: every module that this crate asks for.
+    Linear,
+    Exact(String),
+    Regex(Pattern),
+}
+
+/// A compressed-tensors configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct CompressedTensors {
+    /// Group name, targets, scheme (`None` leaves weights as they are).
+    groups: Vec<(String, Vec<Target>, Option<GroupScheme>)>,
+    ignore: Vec<Target>,
+    /// From 0.18 on, odd bit widths are dense bit streams.
+    pub(super) dense_streams: bool,
+}
+
+impl CompressedTensors {
+    pub(super) fn parse(o: &Object) -> Result<CompressedTensors> {
+        o.refuse_unknown(&[TOP])?;
+        for (field, what) in [("kv_cache_scheme", "a quantized KV cache"), ("transform_config", "transforms")] {
+            if !o.is_neutral(field) {
+                return Err(unsupported(o, field, what));
+            }
+        }
+        if let Some(sparsity) = o.object("sparsity_config")?
+            && sparsity.str("format")?.is_some_and(|f| f != "dense")
+        {
+            return Err(unsupported(&sparsity, "format", "sparse weights"));
+        }
+        if let Some(status) = o.str("quantization_status")?.filter(|s| *s != "compressed") {
+            return Err(o.error("quantization_status", format!("expected `compressed`, got `{status}`")));
+        }
+        let default_format = o.str("format")?;
+        let groups_object = o.object("config_groups")?.ok_or_else(|| o.error("config_groups", "missing"))?;
+        let mut groups = Vec::new();
+        for name in groups_object.keys() {
+            let group =
+                groups_object.object(name)?.ok_or_else(|| groups_object.error(name, "expected an object, got null"))?;
+            group.refuse_unknown(&[GROUP])?;
+            let targets = targets(&group, "targets")?;
+            groups.push((name.to_owned(), targets, scheme(&group, default_format)?));
+        }
+        let version = o.str("version")?.unwrap_or("");
+        Ok(CompressedTensors { groups, ignore: targets(o, "ignore")?, dense_streams: at_least_0_18(version) })
+    }
+
+    /// The scheme of a module; `None` when it is left unquantized. Exact names go before patterns, those before
+    /// the class.
+    pub(super) fn scheme_of(&self, name: &str) -> Result<Option<&GroupScheme>, String> {
+        for target in &self.ignore {
+            if target.rank(name)?.is_some() {
+                return Ok(None);
+            }
+        }
+        let mut best: Option<(u8, &str, Option<&GroupScheme>)> = None;
+        for (group, targets, scheme) in &self.groups {
+            for target in targets {
+                let Some(rank) = target.rank(name)? else { continue };
+                match best {
+                    Some((r, ..)) if r < rank => {}
+                    Some((r, other, s)) if r == rank && s != scheme.as_ref() => {
+                        return Err(format!("matches both config groups `{other}` and `{group}`, which differ"));
+                    }
+                    _ => best = Some((rank, group, scheme.as_ref())),
+                }
+            }
+        }
+        Ok(best.and_then(|(.., scheme)| scheme))
+    }
+}
+
+impl Target {
+    /// How closely this matches `name`, 0 the closest.
+    fn rank(&self, name: &str) -> Result<Option<u8>, String> {
+        Ok(match self {
+            // Wrappers put prefixes before a name, so a whole-component suffix counts as the name.
+            Target::Exact(t) => {
+                (name == t || name.strip_suffix(t.as_str()).is_some_and(|p| p.ends_with('.'))).then_some(0)
+            }
+            Target::Regex(pattern) => pattern.matches(name)?.then_some(1),
+            Target::Linear => Some(2),
+        })
+    }
+}
+
+fn targets(o: &Object, field: &str) -> Result<Vec<Target>> {
+    let target = |t: String| match t.strip_prefix("re:") {
+        Some(source) => Pattern::new(source).map(Target::Regex).map_err(|reason| o.error(field, reason)),
+        None if t == "Linear" => Ok(Target::Linear),
+        None => Ok(Target::Exact(t)),
+    };
+    o.strings(field)?.unwrap_or_default().into_iter().map(target).collect()
+}
+
+fn scheme(group: &Object, default_format: Option<&str>) -> Result<Option<GroupScheme>> {
+    if !group.is_neutral("output_activations") {
+        return Err(unsupported(group, "output_activations", "quantized outputs"));
+    }
+    let activations = match group.object("input_activations")? {
+        Some(args) => activations(&args)?,
+        None => Activations::None,
+    };
+    let Some(w) = group.object("weights")? else {
+        if activations != Activations::None {
+            return Err(unsupported(group, "input_activations", "quantized activations with unquantized weights"));
+        }
+        return Ok(None);
+    };
+    let format = match group.str("format")?.or(default_format) {
+        Some("pack-quantized") => Format::Packed,
+        Some("int-quantized" | "naive-quantized") => Format::Int,
+        Some(other) => return Err(unsupported(group, "format", &format!("the format `{other}`"))),
+        None => return Err(group.error("format", "missing, and there is no `format` for all groups")),
+    };
+    let (bits, symmetric) = args(&w)?;
+    if w.get("dynamic").is_some_and(|d| *d != false) {
+        return Err(unsupported(&w, "dynamic", "weights quantized while running"));
+    }
+    let act_order = match w.get("actorder").map(|a| a.as_str().map_or_else(|| a.to_string(), str::to_owned)).as_deref()
+    {
+        None | Some("false" | "weight" | "static") => false,
+        Some("true" | "group" | "dynamic") => true,
+        Some(other) => return Err(w.error("actorder", format!("expected group, weight or static, got `{other}`"))),
+    };
+    let size = group_size(&w, "group_size")?.flatten();
+    let inferred = if size.is_some() {
+        "group"
+    } else if w.get("group_size").is_some() {
+        "channel"
+    } else {
+        "tensor"
+    };
+    let strategy = match (w.str("strategy")?.unwrap_or(inferred), size) {
+        ("tensor", _) => Strategy::Tensor,
+        ("channel", _) => Strategy::Channel,
+        ("group", Some(size)) => Strategy::Group(size),
+        ("group", None) => return Err(w.error("group_size", "missing; the strategy `group` needs a positive number")),
+        (other, _) => return Err(unsupported(&w, "strategy", &format!("weight scales by `{other}`"))),
+    };
+    if format == Format::Packed && act_order && !matches!(strategy, Strategy::Group(_)) {
+        return Err(w.error("actorder", "expected null without groups"));
+    }
+    Ok(Some(GroupScheme { bits, symmetric, strategy, act_order, activations, format }))
+}
+
+fn activations(a: &Object) -> Result<Activations> {
+    let (bits, symmetric) = args(a)?;
+    if bits != 8 {
+        return Err(unsupported(a, "num_bits", &format!("activations of {bits} bits")));
+    }
+    if !a.is_neutral("actorder") {
+        return Err(a.error("actorder", "expected null for activations"));
+    }
+    let dynamic = a.get("dynamic").is_some_and(|d| *d != false);
+    if a.str("dynamic").is_ok_and(|s| s.is_some()) {
+        return Err(unsupported(a, "dynamic", "locally dynamic activations"));
+    }
+    let default = if group_size(a, "group_size")?.is_some() { "group" } else { "tensor" };
+    match (dynamic, a.str("strategy")?.unwrap_or(default)) {
+        (true, "token") if symmetric => Ok(Activations::DynamicPerToken),
+        (true, "token") => Err(unsupported(a, "symmetric", "asymmetric dynamic activations")),
+        (false, "tensor") => Ok(Activations::StaticPerTensor { symmetric }),
+        (true, other) => Err(unsupported(a, "strategy", &format!("dynamic activation scales by `{other}`"))),
+        (false, other) => Err(unsupported(a, "strategy", &format!("static activation scales by `{other}`"))),
+    }
+}
+
+/// What weights and activations have in common: bits and symmetry.
+fn args(a: &Object) -> Result<(u8, bool)> {
+    a.refuse_unknown(&[ARGS])?;
+    if let Some(other) = a.str("type")?.filter(|t| *t != "int") {
+        return Err(unsupported(a, "type", &format!("`{other}` codes")));
+    }
+    if !a.is_neutral("block_structure") {
+        return Err(unsupported(a, "block_structure", "block scales"));
+    }
+    let bits = match a.integer("num_bits", 0..=64)?.unwrap_or(8) {
+        b @ 2..=8 => b as u8,
+        other => return Err(a.error("num_bits", format!("expected 2 to 8, got {other}"))),
+    };
+    Ok((bits, a.bool("symmetric")?.unwrap_or(true)))
+}
+
+fn unsupported(o: &Object, field: &str, what: &str) -> Error {
+    Error::unsupported(
+        format!("{}: field `{}`: {what}", o.file().display(), o.field_path(field)),
+        "Of compressed-tensors, integer weights of 2 to 8 bits (pack-quantized, int-quantized), with 8-bit dynamic per-token, static per-tensor or no activation quantization, are supported",
+    )
+}
+
+/// Whether a version `major.minor...` is 0.18 or later.
+fn at_least_0_18(version: &str) -> bool {
+    let mut parts = version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (0, 18)
+}

@@ -1,0 +1,330 @@
+//! GPTQ checkpoints (AutoGPTQ, GPTQModel): 2, 3, 4 or 8 bits packed down the inputs, docs/formats.md section 2.
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use crate::error::{Error, Result};
+use crate::quant::pack::Packing;
+use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+
+use super::json::Object;
+use super::module::{FLOATS, Module, Sizes, WORDS};
+use super::order::{self, sort_by_group};
+use super::pattern::Pattern;
+
+/// Fields that describe how the file was made, or how other programs should run it.
+pub(super) const HARMLESS: &[&str] = &[
+    "act_group_aware",
+    "backend",
+    "batch_size",
+    "block_name_to_quantize",
+    "cache_block_outputs",
+    "damp_auto_increment",
+    "damp_percent",
+    "dataset",
+    "device_map",
+    "disable_exllama",
+    "exllama_config",
+    "fallback",
+    "foem",
+    "gptaq",
+    "hf_device_map",
+    "hyb_act",
+    "max_input_length",
+    "meta",
+    "model_file_base_name",
+    "model_name_or_path",
+    "model_seqlen",
+    "module_name_preceding_first_block",
+    "modules_in_block_to_quantize",
+    "mse",
+    "offload_to_disk",
+    "pack_impl",
+    "pad_token_id",
+    "quantizer",
+    "static_groups",
+    "tokenizer",
+    "true_sequential",
+    "use_cuda_fp16",
+    "use_exllama",
+];
+const UNDERSTOOD: &[&str] = &[
+    "bits",
+    "checkpoint_format",
+    "desc_act",
+    "dynamic",
+    "format",
+    "group_size",
+    "is_marlin_format",
+    "lm_head",
+    "method",
+    "pack_dtype",
+    "quant_method",
+    "sym",
+    "version",
+];
+
+/// Which number `qzeros` holds: the zero point less one, or the zero point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ZeroConvention {
+    V1,
+    V2,
+}
+
+/// What may differ between modules.
+#[derive(Debug, Clone, PartialEq)]
+struct Params {
+    bits: u8,
+    /// `None` is one group for all inputs.
+    group_size: Option<usize>,
+    symmetric: bool,
+    desc_act: bool,
+}
+
+/// A GPTQ configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Gptq {
+    params: Params,
+    label: ZeroConvention,
+    /// GPTQModel's overrides; the first pattern that matches a module decides. `None` leaves the module unquantized.
+    dynamic: Vec<(Pattern, Option<Params>)>,
+}
+
+impl Gptq {
+    pub(super) fn parse(o: &Object) -> Result<Gptq> {
+        o.refuse_unknown(&[UNDERSTOOD, HARMLESS])?;
+        let format = match (o.str("checkpoint_format")?, o.str("format")?) {
+            (Some(a), Some(b)) if a != b => {
+                return Err(o.error("format", format!("`{b}` contradicts checkpoint_format `{a}`")));
+            }
+            (a, b) => a.or(b).unwrap_or("gptq"),
+        };
+        let label = match format {
+            "gptq" if o.bool("is_marlin_format")? != Some(true) => ZeroConvention::V1,
+            "gptq_v2" => ZeroConvention::V2,
+            other => {
+                let what = format!(
+                    "{}: field `{}`: GPTQ weights in the layout `{other}`",
+                    o.file().display(),
+                    o.field_path("checkpoint_format")
+                );
+                return Err(Error::unsupported(
+                    what,
+                    "Use the checkpoint in the format `gptq` or `gptq_v2`, which it was made from",
+                ));
+            }
+        };
+        if o.str("pack_dtype")?.is_some_and(|d| d != "int32") {
+            return Err(o.error("pack_dtype", "expected `int32`"));
+        }
+        let Some(params) = override_params(o, None)? else {
+            return Err(o.error("bits", "missing; expected 2, 3, 4 or 8"));
+        };
+        let mut dynamic = Vec::new();
+        if let Some(overrides) = o.object("dynamic")? {
+            for key in overrides.keys() {
+                let (skip, source) = match key.strip_prefix("-:") {
+                    Some(source) => (true, source),
+                    None => (false, key.strip_prefix("+:").unwrap_or(key)),
+                };
+                let pattern = Pattern::new(source).map_err(|reason| overrides.error(key, reason))?;
+                let value = match overrides.object(key)? {
+                    _ if skip => None,
+                    Some(value) => {
+                        value.refuse_unknown(&[&["bits", "group_size", "sym", "desc_act"], HARMLESS])?;
+                        override_params(&value, Some(&params))?
+                    }
+                    None => Some(params.clone()),
+                };
+                dynamic.push((pattern, value));
+            }
+        }
+        Ok(Gptq { params, label, dynamic })
+    }
+
+    /// The parameters of a module; `None` when it is left unquantized.
+    fn params(&self, m: &Module) -> Result<Option<&Params>> {
+        for (pattern, params) in &self.dynamic {
+            if pattern.matches(m.name).map_err(|reason| m.shards().error(m.name, reason))? {
+                return Ok(params.as_ref());
+            }
+        }
+        // What the configuration does not single out is quantized where the file has it quantized: heads, and
+        // modules outside `modules_in_block_to_quantize`.
+        Ok((m.has("qweight") || !m.has("weight")).then_some(&self.params))
+    }
+
+    pub(super) fn check(&self, m: &mut Module) -> Result<Option<Sizes>> {
+        let Some(p) = self.params(m)? else { return Ok(m.check_dense()) };
+        let Some((words, n)) = m.matrix("qweight", WORDS) else { return Ok(None) };
+        let bits = usize::from(p.bits);
+        let k = match m.entry("g_idx").map(|e| e.shape.as_slice()) {
+            Some(&[k]) => k,
+            _ => words * 32 / bits,
+        };
+        if k == 0 || words != Packing::Dense.words(k, p.bits) {
+            m.problem("qweight", format!("{words} rows of words for {k} inputs of {bits} bits"));
+            return Ok(None);
+        }
+        let groups = p.group_size.map_or(1, |g| k.div_ceil(g));
+        m.need("qzeros", WORDS, &[&[groups, Packing::Dense.words(n, p.bits)]]);
+        m.need("scales", FLOATS, &[&[groups, n]]);
+        m.optional("g_idx", &[Dtype::I32, Dtype::I64], &[&[k]]);
+        m.optional("bias", FLOATS, &[&[n]]);
+        if m.has("weight") {
+            m.problem("weight", "there beside qweight; expected one of them");
+        }
+        if m.problems.is_empty() {
+            let zeros = self.zeros(m, p, n, groups).and_then(|(_, note)| Ok((note, order(m, p, k, groups)?)));
+            match zeros {
+                Ok((note, _)) => m.notes.extend(note),
+                Err(e) => m.problems.push(e.to_string()),
+            }
+        }
+        Ok(Some(Sizes { n, k }))
+    }
+
+    pub(super) fn scheme(&self, m: &Module, Sizes { k, .. }: Sizes) -> Result<Scheme> {
+        let Some(p) = self.params(m)? else { return Ok(m.dense_scheme()) };
+        let groups = p.group_size.map_or(1, |g| k.div_ceil(g));
+        Ok(Scheme {
+            weight_bits: p.bits,
+            group_size: p.group_size.filter(|&g| g < k),
+            symmetric: p.symmetric,
+            act_order: order(m, p, k, groups)?.is_some(),
+            activation: ActQuant::None,
+        })
+    }
+
+    pub(super) fn read(&self, m: &Module, sizes: Sizes) -> Result<LinearWeight> {
+        let Some(p) = self.params(m)? else { return m.read_dense(sizes) };
+        let Sizes { n, k } = sizes;
+        let group_size = p.group_size.map_or(k, |g| g.min(k));
+        let groups = k.div_ceil(group_size);
+        let order = order(m, p, k, groups)?;
+        let codes = unpack_columns(&m.words("qweight")?, n, k, p.bits);
+        let mut weight = QuantWeight {
+            n,
+            k,
+            bits: p.bits,
+            group_size,
+            codes,
+            scales: transpose(&m.scales("scales")?, groups, n),
+            zeros: transpose(&self.zeros(m, p, n, groups)?.0, groups, n),
+            order: None,
+        };
+        if let Some(order) = order {
+            order::apply(&mut weight, order);
+        }
+        Ok(LinearWeight { weight: Weight::Quant(weight), bias: m.bias()?, activation: ActQuant::None })
+    }
+
+    /// `[groups, n]` zero points, and what to tell about how their convention was found out.
+    ///
+    /// A v1 file stores `z - 1`. Labels are not to be trusted: some writers label v2 contents `gptq`. A symmetric
+    /// file can hold only one of two values, so there the value decides.
+    fn zeros(&self, m: &Module, p: &Params, n: usize, groups: usize) -> Result<(Vec<f32>, Option<String>)> {
+        let words = m.words("qzeros")?;
+        let mut fields = vec![0u8; groups * n];
+        let per_row = Packing::Dense.words(n, p.bits);
+        for (row, words) in fields.chunks_mut(n).zip(words.chunks(per_row)) {
+            Packing::Dense.unpack(words, p.bits, row);
+        }
+        let middle = 1u8 << (p.bits - 1);
+        let (convention, note) = if p.symmetric {
+            let all = |v: u8| fields.iter().all(|&f| f == v);
+            let found = match () {
+                () if all(middle - 1) => ZeroConvention::V1,
+                () if all(middle) => ZeroConvention::V2,
+                () => {
+                    let odd = fields.iter().find(|&&f| f != middle && f != middle - 1);
+                    let got = odd.map_or("a mixture of them".to_owned(), |f| f.to_string());
+                    let reason = format!(
+                        "the configuration says symmetric, so every field is {} (v1) or {middle} (v2); got {got}",
+                        middle - 1
+                    );
+                    return Err(m.error("qzeros", reason));
+                }
+            };
+            let lie = "labelled v1 (`gptq`), but zero points are stored as v2; read as v2";
+            let lie_v2 = "labelled `gptq_v2`, but zero points are stored as v1; read as v1";
+            let note = (found != self.label).then(|| if found == ZeroConvention::V2 { lie } else { lie_v2 }.to_owned());
+            (found, note)
+        } else {
+            let how = match self.label {
+                ZeroConvention::V1 => {
+                    "v1 (stored value + 1), as the label `gptq` says; if the text is broken, the label may be wrong"
+                }
+                ZeroConvention::V2 => "v2 (stored value), as the label `gptq_v2` says",
+            };
+            (self.label, Some(format!("asymmetric zero points read as {how}")))
+        };
+        // Not masked to `bits`: a stored 2^b - 1 means a zero point of 2^b.
+        let offset = if convention == ZeroConvention::V1 { 1.0 } else { 0.0 };
+        Ok((fields.iter().map(|&f| f32::from(f) + offset).collect(), note))
+    }
+}
+
+/// Parameters written in `o`, over those of `base`. `None` without a base and without bits.
+fn override_params(o: &Object, base: Option<&Params>) -> Result<Option<Params>> {
+    let bits = match o.integer("bits", 0..=64)? {
+        Some(b @ (2 | 3 | 4 | 8)) => b as u8,
+        Some(other) => return Err(o.error("bits", format!("expected 2, 3, 4 or 8 for GPTQ, got {other}"))),
+        None => match base {
+            Some(base) => base.bits,
+            None => return Ok(None),
+        },
+    };
+    let group_size = match super::quantization::group_size(o, "group_size")? {
+        Some(group_size) => group_size,
+        None => base.map_or(Some(128), |b| b.group_size),
+    };
+    let symmetric = o.bool("sym")?.unwrap_or(base.is_none_or(|b| b.symmetric));
+    let desc_act = o.bool("desc_act")?.unwrap_or(base.is_some_and(|b| b.desc_act));
+    Ok(Some(Params { bits, group_size, symmetric, desc_act }))
+}
+
+/// The order of columns that `g_idx` asks for; `None` when it is the natural one.
+fn order(m: &Module, p: &Params, k: usize, groups: usize) -> Result<Option<Vec<u32>>> {
+    let group_size = p.group_size.map_or(k, |g| g.min(k));
+    let g_idx = if m.has("g_idx") { m.integers("g_idx")? } else { Vec::new() };
+    // Exports without act-order leave g_idx out or zero.
+    if g_idx.iter().all(|&g| g == 0) {
+        if p.desc_act && groups > 1 {
+            return Err(m.error("g_idx", "absent or all zero, though desc_act says that columns are reordered"));
+        }
+        return Ok(None);
+    }
+    sort_by_group(&g_idx, group_size).map_err(|reason| m.error("g_idx", reason))
+}
+
+/// `[n, k]` codes of words that are packed down the rows of a `[words, n]` matrix.
+fn unpack_columns(words: &[u32], n: usize, k: usize, bits: u8) -> Vec<u8> {
+    /// Columns gathered at once: a cache line of words.
+    const BLOCK: usize = 16;
+    let height = Packing::Dense.words(k, bits);
+    let mut codes = vec![0u8; n * k];
+    codes.par_chunks_mut(BLOCK * k).enumerate().for_each(|(block, out)| {
+        let first = block * BLOCK;
+        let width = out.len() / k;
+        let mut columns = vec![0u32; width * height];
+        for (w, row) in words.chunks_exact(n).enumerate() {
+            for (c, &word) in row[first..first + width].iter().enumerate() {
+                columns[c * height + w] = word;
+            }
+        }
+        for (column, out) in columns.chunks_exact(height).zip(out.chunks_exact_mut(k)) {
+            Packing::Dense.unpack(column, bits, out);
+        }
+    });
+    codes
+}
+
+/// A `[rows, columns]` matrix as `[columns, rows]`.
+pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows * columns);
+    for c in 0..columns {
+        out.extend((0..rows).map(|r| values[r * columns + c]));
+    }
+    out
+}

@@ -1,0 +1,122 @@
+//! Which quantization a checkpoint says it has, and reading a layer by it.
+
+use crate::error::{Error, Result};
+use crate::quant::{LinearWeight, Scheme};
+
+use super::awq::Awq;
+use super::compressed::CompressedTensors;
+use super::files::ModelDir;
+use super::gptq::Gptq;
+use super::json::Object;
+use super::module::{Module, Sizes};
+
+/// What other tools put beside config.json; used when that has no `quantization_config`.
+const SIDECARS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_GROUP_SIZE: i64 = 1 << 20;
+
+/// How the linear layers of a checkpoint are stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Quantization {
+    None,
+    Gptq(Gptq),
+    Awq(Awq),
+    CompressedTensors(CompressedTensors),
+}
+
+impl Quantization {
+    /// Reads `quantization_config` of config.json, or a sidecar; the two must agree.
+    pub(super) fn read(dir: &ModelDir, config: &Object) -> Result<Quantization> {
+        let mut found: Option<(String, Quantization)> = None;
+        for field in ["quantization_config", "compression_config"] {
+            if let Some(o) = config.object(field)? {
+                found = Some((format!("config.json: {field}"), Quantization::parse(&o, None)?));
+                break;
+            }
+        }
+        for name in SIDECARS {
+            let Some(o) = dir.json(name, MAX_CONFIG_BYTES)? else { continue };
+            let guess = if o.get("w_bit").is_some() || o.get("zero_point").is_some() { "awq" } else { "gptq" };
+            let sidecar = Quantization::parse(&o, Some(guess))?;
+            match &found {
+                None => found = Some((name.to_owned(), sidecar)),
+                Some((_, q)) if *q == sidecar => {}
+                Some((place, _)) => {
+                    let reason = format!("contradicts {place}; remove the one that is wrong");
+                    return Err(Error::file(o.file(), reason));
+                }
+            }
+        }
+        Ok(found.map_or(Quantization::None, |(_, q)| q))
+    }
+
+    fn parse(o: &Object, default_method: Option<&str>) -> Result<Quantization> {
+        let method = match (o.str("quant_method")?, o.str("method")?) {
+            (Some(a), Some(b)) if a != b => {
+                return Err(o.error("method", format!("`{b}` contradicts quant_method `{a}`")));
+            }
+            (a, b) => a.or(b).or(default_method).ok_or_else(|| o.error("quant_method", "missing"))?,
+        };
+        let advice = match method {
+            "gptq" => return Gptq::parse(o).map(Quantization::Gptq),
+            "awq" => return Awq::parse(o).map(Quantization::Awq),
+            "compressed-tensors" => return CompressedTensors::parse(o).map(Quantization::CompressedTensors),
+            "bitsandbytes" => "Use the unquantized model, or a GPTQ, AWQ or compressed-tensors version of it",
+            "marlin" => "Use the GPTQ checkpoint that it was made from",
+            _ => "GPTQ, AWQ, compressed-tensors and unquantized models are supported",
+        };
+        Err(Error::unsupported(
+            format!("{}: field `{}`: `{method}`", o.file().display(), o.field_path("quant_method")),
+            advice,
+        ))
+    }
+
+    /// Examines one layer: headers and, where they decide what the file means, zero points and column groups.
+    /// `None` when its size cannot be told; the module then has a problem.
+    pub(super) fn check(&self, m: &mut Module) -> Result<Option<Sizes>> {
+        match self {
+            Quantization::None => Ok(m.check_dense()),
+            Quantization::Gptq(q) => q.check(m),
+            Quantization::Awq(q) => q.check(m),
+            Quantization::CompressedTensors(q) => q.check(m),
+        }
+    }
+
+    /// Checks one layer and tells its scheme.
+    pub(super) fn scheme(&self, m: &mut Module) -> Result<Scheme> {
+        let sizes = self.sizes(m)?;
+        match self {
+            Quantization::None => Ok(m.dense_scheme()),
+            Quantization::Gptq(q) => q.scheme(m, sizes),
+            Quantization::Awq(q) => Ok(q.scheme(m, sizes)),
+            Quantization::CompressedTensors(q) => q.scheme(m, sizes),
+        }
+    }
+
+    /// Checks one layer and reads it.
+    pub(super) fn linear(&self, m: &mut Module) -> Result<LinearWeight> {
+        let sizes = self.sizes(m)?;
+        match self {
+            Quantization::None => m.read_dense(sizes),
+            Quantization::Gptq(q) => q.read(m, sizes),
+            Quantization::Awq(q) => q.read(m, sizes),
+            Quantization::CompressedTensors(q) => q.read(m, sizes),
+        }
+    }
+
+    fn sizes(&self, m: &mut Module) -> Result<Sizes> {
+        let sizes = self.check(m)?;
+        m.finish()?;
+        sizes.ok_or_else(|| m.error("weight", "missing"))
+    }
+}
+
+/// A group size: `Some(None)` for -1, one group; `None` when absent.
+pub(super) fn group_size(o: &Object, field: &str) -> Result<Option<Option<usize>>> {
+    match o.integer(field, -1..=MAX_GROUP_SIZE)? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(None)),
+        Some(0) => Err(o.error(field, "expected a positive number, or -1 for one group; got 0")),
+        Some(g) => Ok(Some(Some(g as usize))),
+    }
+}

@@ -1,0 +1,3 @@
+//! Model directories: configuration, shards, and every quantized format.
+
+mod fixtures;
