@@ -16,6 +16,8 @@ on_every_device!(
     attention_prefill,
     attention_mixed,
     attention_window,
+    attention_heads,
+    attention_long,
     attention_rejects
 );
 
@@ -216,6 +218,27 @@ fn attention_window(device: &Device) {
         let shape = AttentionShape { window: Some(window), ..SHAPE };
         attention_case(device, shape, device.activation_dtype(), &[(1, 39), (1, 41), (50, 50), (9, 70)], 5);
     }
+}
+
+/// Head sizes between and at the ends of kernel templates; more query heads on a KV head than fit one block.
+fn attention_heads(device: &Device) {
+    let dtype = device.activation_dtype();
+    for (num_heads, num_kv_heads, head_dim) in [(2, 2, 8), (33, 1, 64), (6, 3, 96), (4, 2, 136), (17, 1, 256)] {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { num_heads, num_kv_heads, head_dim, scale, ..SHAPE };
+        attention_case(device, shape, dtype, &[(1, 33), (1, 80)], 6);
+        attention_case(device, shape, dtype, &[(18, 50), (1, 1)], 7);
+    }
+}
+
+/// Contexts that several blocks share, prompts of several tiles, KV blocks of other sizes.
+fn attention_long(device: &Device) {
+    let dtype = device.activation_dtype();
+    let shape = AttentionShape { num_heads: 8, num_kv_heads: 2, head_dim: 128, scale: 0.088, ..SHAPE };
+    attention_case(device, AttentionShape { block_size: 48, ..shape }, dtype, &[(1, 3000), (1, 5), (1, 1025)], 8);
+    attention_case(device, AttentionShape { window: Some(700), ..shape }, dtype, &[(1, 3000), (1, 5)], 9);
+    attention_case(device, AttentionShape { block_size: 32, ..shape }, dtype, &[(130, 700), (257, 257)], 10);
+    attention_case(device, AttentionShape { window: Some(100), ..shape }, dtype, &[(200, 300)], 11);
 }
 
 /// The CPU checks what would read out of bounds; a GPU trusts the engine's plan.

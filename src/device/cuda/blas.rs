@@ -1,17 +1,329 @@
-//! 16-bit linear layers through cuBLASLt, when the library loads at run time.
+//! 16-bit linear layers through cuBLASLt, where the library is found at run time. Without it, with `LOWBIT_BLAS=off`,
+//! or for a product it has no algorithm for, our own kernel runs.
+//!
+//! cudarc loads only library names of the CUDA version it is bound to; a newer cuBLASLt serves as well, since the few
+//! functions used here have not changed since CUDA 11. So they are looked up here, with cudarc's types.
 #![allow(unsafe_code)] // cuBLASLt
 
-/// Whether cuBLASLt can be loaded.
-pub(super) fn is_present() -> bool {
-    false
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::ptr::{from_ref, null_mut};
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::cublaslt::sys::{
+    cublasComputeType_t as ComputeType, cublasLtHandle_t as Handle, cublasLtMatmulAlgo_t as Algorithm,
+    cublasLtMatmulDesc_t as MatmulDesc, cublasLtMatmulDescAttributes_t as DescAttribute,
+    cublasLtMatmulHeuristicResult_t as Heuristic, cublasLtMatmulPreference_t as Preference,
+    cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t as Layout,
+    cudaDataType as DataType,
+};
+use cudarc::driver::sys::CUstream;
+use libloading::Library;
+
+use super::{CudaDevice, WORKSPACE_BYTES};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// Where the library is looked for, after the file that `LOWBIT_CUBLASLT` names.
+const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+/// Products whose algorithm is remembered; prompts of every length would grow the table without bound.
+const MAX_PLANS: usize = 4096;
+
+/// One product `y[m, n] = x[m, k] * w[n, k]^T`, or `+=` with `add`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Elements between rows of y.
+    pub(super) stride: usize,
+    /// `F32` or the activation dtype.
+    pub(super) out_dtype: DType,
+    pub(super) add: bool,
 }
 
-/// A handle of cuBLASLt, or nothing.
+/// cuBLASLt as found, and the algorithms it has chosen so far.
 #[derive(Debug)]
-pub(super) struct Blas {}
+pub(super) struct Blas {
+    found: Option<Lt>,
+    /// Per product and alignment of y; `None` where cuBLASLt has no algorithm.
+    plans: Mutex<HashMap<(Product, usize), Option<Plan>>>,
+}
 
 impl Blas {
+    /// The first library that loads and starts; nothing under `LOWBIT_BLAS=off`. A context must be current.
     pub(super) fn load() -> Self {
-        Blas {}
+        let is_off = std::env::var("LOWBIT_BLAS").is_ok_and(|value| value == "off");
+        let found = if is_off { None } else { names().find_map(|name| Lt::start(&name)) };
+        tracing::debug!(library = found.as_ref().map_or("none", |lt| lt.name.as_str()), "cuBLASLt");
+        Blas { found, plans: Mutex::default() }
+    }
+}
+
+/// Name of the cuBLASLt library that loads, if any does.
+pub(super) fn find() -> Option<String> {
+    // SAFETY: loading cuBLASLt runs its initializers, which have no preconditions.
+    names().find(|name| unsafe { Library::new(name) }.is_ok())
+}
+
+fn names() -> impl Iterator<Item = String> {
+    std::env::var("LOWBIT_CUBLASLT").ok().into_iter().chain(NAMES.map(str::to_owned))
+}
+
+impl CudaDevice {
+    /// Whether 16-bit products go to cuBLASLt.
+    pub(crate) fn has_blas(&self) -> bool {
+        self.inner.blas.found.is_some()
+    }
+
+    /// Enqueues a product of 16-bit matrices with f32 sums, rounded once to y's type. False, with nothing enqueued,
+    /// where cuBLASLt is not there or has no algorithm for it.
+    ///
+    /// # Safety
+    /// `y`, `x` and `w` are addresses on this device of live matrices of the product's shapes; x and w are contiguous
+    /// and of the activation dtype.
+    pub(super) unsafe fn blas_product(
+        &self,
+        y: *mut c_void,
+        x: *const c_void,
+        w: *const c_void,
+        product: Product,
+    ) -> Result<bool> {
+        let Some(lt) = &self.inner.blas.found else { return Ok(false) };
+        self.enter("linear (cuBLASLt)")?;
+        let alignment = 1 << (y as usize).trailing_zeros().min(8);
+        let mut plans = self.inner.blas.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if plans.len() >= MAX_PLANS {
+            plans.clear();
+        }
+        let plan = plans.entry((product, alignment)).or_insert_with(|| Plan::new(lt, self.dtype(), product, alignment));
+        let Some(plan) = plan else { return Ok(false) };
+        let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
+        // SAFETY: the plan's descriptors live with it; the matrices are the caller's promise; the workspace is scratch
+        // of ops on this stream.
+        let status = unsafe {
+            (lt.matmul)(
+                lt.handle,
+                plan.desc.0,
+                from_ref(&alpha).cast(),
+                w,
+                plan.w.0,
+                x,
+                plan.x.0,
+                from_ref(&beta).cast(),
+                y,
+                plan.y.0,
+                y,
+                plan.y.0,
+                &plan.algorithm,
+                self.workspace(),
+                WORKSPACE_BYTES,
+                self.stream(),
+            )
+        };
+        drop(plans);
+        if status != 0 {
+            let reason = format!("cuBLASLt status {status} for {product:?}; LOWBIT_BLAS=off runs our own kernel");
+            return Err(Error::Cuda { op: "linear (cuBLASLt)".into(), reason });
+        }
+        self.leave(Ok(()))?;
+        Ok(true)
+    }
+}
+
+type Create<T> = unsafe extern "C" fn(*mut T) -> c_int;
+type Destroy<T> = unsafe extern "C" fn(T) -> c_int;
+type SetAttribute<T, A> = unsafe extern "C" fn(T, A, *const c_void, usize) -> c_int;
+
+/// The library's functions, and a handle.
+struct Lt {
+    name: String,
+    handle: Handle,
+    destroy: Destroy<Handle>,
+    desc_create: unsafe extern "C" fn(*mut MatmulDesc, ComputeType, DataType) -> c_int,
+    desc_set: SetAttribute<MatmulDesc, DescAttribute>,
+    desc_destroy: Destroy<MatmulDesc>,
+    layout_create: unsafe extern "C" fn(*mut Layout, DataType, u64, u64, i64) -> c_int,
+    layout_destroy: Destroy<Layout>,
+    preference_create: Create<Preference>,
+    preference_set: SetAttribute<Preference, PreferenceAttribute>,
+    preference_destroy: Destroy<Preference>,
+    heuristic: unsafe extern "C" fn(
+        Handle,
+        MatmulDesc,
+        Layout,
+        Layout,
+        Layout,
+        Layout,
+        Preference,
+        c_int,
+        *mut Heuristic,
+        *mut c_int,
+    ) -> c_int,
+    #[allow(clippy::type_complexity)] // cublasLtMatmul's own parameters
+    matmul: unsafe extern "C" fn(
+        Handle,
+        MatmulDesc,
+        *const c_void,
+        *const c_void,
+        Layout,
+        *const c_void,
+        Layout,
+        *const c_void,
+        *const c_void,
+        Layout,
+        *mut c_void,
+        Layout,
+        *const Algorithm,
+        *mut c_void,
+        usize,
+        CUstream,
+    ) -> c_int,
+}
+
+// SAFETY: cuBLASLt handles may be used from any thread; the functions are plain pointers into a library never unloaded.
+unsafe impl Send for Lt {}
+// SAFETY: as above.
+unsafe impl Sync for Lt {}
+
+impl std::fmt::Debug for Lt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Drop for Lt {
+    fn drop(&mut self) {
+        // SAFETY: created by the library, destroyed once, while its context is alive.
+        unsafe { (self.destroy)(self.handle) };
+    }
+}
+
+impl Lt {
+    fn start(name: &str) -> Option<Lt> {
+        // SAFETY: loading cuBLASLt runs its initializers, which have no preconditions. It is never unloaded: it keeps
+        // threads and device state of its own.
+        let library: &'static Library = Box::leak(Box::new(unsafe { Library::new(name) }.ok()?));
+        macro_rules! symbol {
+            ($name:literal) => {
+                // SAFETY: the field it is assigned to has the function's type in cuBLASLt's header.
+                *unsafe { library.get($name) }.ok()?
+            };
+        }
+        let create: Create<Handle> = symbol!(b"cublasLtCreate");
+        let mut handle = null_mut();
+        // SAFETY: an out parameter; a context is current.
+        if unsafe { create(&mut handle) } != 0 {
+            return None; // mostly a library newer than the driver
+        }
+        Some(Lt {
+            name: name.to_owned(),
+            handle,
+            destroy: symbol!(b"cublasLtDestroy"),
+            desc_create: symbol!(b"cublasLtMatmulDescCreate"),
+            desc_set: symbol!(b"cublasLtMatmulDescSetAttribute"),
+            desc_destroy: symbol!(b"cublasLtMatmulDescDestroy"),
+            layout_create: symbol!(b"cublasLtMatrixLayoutCreate"),
+            layout_destroy: symbol!(b"cublasLtMatrixLayoutDestroy"),
+            preference_create: symbol!(b"cublasLtMatmulPreferenceCreate"),
+            preference_set: symbol!(b"cublasLtMatmulPreferenceSetAttribute"),
+            preference_destroy: symbol!(b"cublasLtMatmulPreferenceDestroy"),
+            heuristic: symbol!(b"cublasLtMatmulAlgoGetHeuristic"),
+            matmul: symbol!(b"cublasLtMatmul"),
+        })
+    }
+}
+
+/// A cuBLASLt object, destroyed by the function it came with.
+#[derive(Debug)]
+struct Owned<T: Copy>(T, Destroy<T>);
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: created by the library, destroyed once. These objects are host memory only.
+        unsafe { (self.1)(self.0) };
+    }
+}
+
+/// Descriptors of one product and the algorithm chosen for it.
+///
+/// cuBLASLt sees column-major matrices: row-major y `[m, n]` is its `[n, m]`, so the product is computed as
+/// `y^T = w x^T` with w, its `[k, n]`, transposed.
+#[derive(Debug)]
+struct Plan {
+    desc: Owned<MatmulDesc>,
+    w: Owned<Layout>,
+    x: Owned<Layout>,
+    y: Owned<Layout>,
+    algorithm: Algorithm,
+}
+
+// SAFETY: the descriptors are host memory that only their owner touches.
+unsafe impl Send for Plan {}
+
+impl Plan {
+    fn new(lt: &Lt, dtype: DType, product: Product, y_alignment: usize) -> Option<Plan> {
+        let Product { m, n, k, stride, out_dtype, .. } = product;
+        let data_type = |dtype| match dtype {
+            DType::F16 => Some(DataType::CUDA_R_16F),
+            DType::BF16 => Some(DataType::CUDA_R_16BF),
+            DType::F32 => Some(DataType::CUDA_R_32F),
+            _ => None,
+        };
+        let layout = |dtype, rows: usize, columns: usize, stride: usize| {
+            let mut layout = null_mut();
+            // SAFETY: an out parameter.
+            let status = unsafe {
+                (lt.layout_create)(&mut layout, data_type(dtype)?, rows as u64, columns as u64, stride as i64)
+            };
+            (status == 0).then_some(Owned(layout, lt.layout_destroy))
+        };
+        let (w, x, y) = (layout(dtype, k, n, k)?, layout(dtype, k, m, k)?, layout(out_dtype, n, m, stride)?);
+
+        let mut desc = null_mut();
+        // SAFETY: an out parameter.
+        let status = unsafe { (lt.desc_create)(&mut desc, ComputeType::CUBLAS_COMPUTE_32F, DataType::CUDA_R_32F) };
+        let desc = (status == 0).then_some(Owned(desc, lt.desc_destroy))?;
+        let transpose: u32 = 1; // CUBLAS_OP_T
+        // SAFETY: the attribute is 32 bits.
+        let status = unsafe {
+            (lt.desc_set)(desc.0, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, from_ref(&transpose).cast(), 4)
+        };
+
+        let mut preference = null_mut();
+        // SAFETY: an out parameter.
+        let created = unsafe { (lt.preference_create)(&mut preference) };
+        let preference = (created == 0).then_some(Owned(preference, lt.preference_destroy))?;
+        let set = |attribute, value: *const c_void, bytes| {
+            // SAFETY: value points to that many bytes.
+            unsafe { (lt.preference_set)(preference.0, attribute, value, bytes) }
+        };
+        let workspace = WORKSPACE_BYTES as u64;
+        let alignment = y_alignment as u32;
+        let sums_in_f32: u32 = 2; // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: split sums are not rounded to 16 bits
+        let statuses = [
+            status,
+            set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, from_ref(&workspace).cast(), 8),
+            set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, from_ref(&alignment).cast(), 4),
+            set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, from_ref(&alignment).cast(), 4),
+            set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, from_ref(&sums_in_f32).cast(), 4),
+        ];
+        if statuses.iter().any(|&status| status != 0) {
+            return None;
+        }
+
+        let mut best = std::mem::MaybeUninit::<Heuristic>::zeroed();
+        let mut count = 0;
+        // SAFETY: all descriptors are alive; room for the one result asked for.
+        let status = unsafe {
+            (lt.heuristic)(lt.handle, desc.0, w.0, x.0, y.0, y.0, preference.0, 1, best.as_mut_ptr(), &mut count)
+        };
+        if status != 0 || count == 0 {
+            return None;
+        }
+        // SAFETY: all-zero bytes are a valid result (a struct of integers and a status whose 0 is success), and the
+        // library has written over them.
+        let best = unsafe { best.assume_init() };
+        Some(Plan { desc, w, x, y, algorithm: best.algo })
     }
 }

@@ -225,7 +225,9 @@ impl CudaDevice {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
+            let _ = self.stream.synchronize();
+            self.modules.unload();
+            // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { result::free_sync(self.workspace) };
         }
     }

@@ -11,7 +11,7 @@ use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUjit
 use super::{embedded, failure};
 use crate::error::{Error, Result};
 
-/// Modules of one context. They live as long as the process: the driver unloads them with the context.
+/// Modules of one device, loaded in its context.
 #[derive(Debug)]
 pub(super) struct Modules {
     /// Compile the embedded PTX even where there is machine code for the GPU.
@@ -49,6 +49,15 @@ impl Modules {
         let handle = self.resolve(module.handle, function)?;
         module.functions.insert(function.to_owned(), handle);
         Ok(handle)
+    }
+
+    /// Unloads all. The device's context must be current, and nothing of theirs may still run.
+    pub(super) fn unload(&mut self) {
+        let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (_, module) in loaded.drain() {
+            // SAFETY: loaded once, removed here; an error means that the context is already gone.
+            let _ = unsafe { result::module::unload(module.handle) };
+        }
     }
 
     fn load(&self, name: &str) -> Result<sys::CUmodule> {
@@ -146,7 +155,7 @@ fn keep_ptx(fatbin: &[u8]) -> Option<Vec<u64>> {
         if u16_at(at)? == PTX {
             kept.extend_from_slice(entry);
         }
-        at += bytes;
+        at += bytes.max(16);
     }
     let payload = kept.len() - header_bytes;
     kept[8..16].copy_from_slice(&(payload as u64).to_le_bytes());
@@ -157,4 +166,65 @@ fn keep_ptx(fatbin: &[u8]) -> Option<Vec<u64>> {
         u64::from_le_bytes(bytes)
     });
     (payload > 0).then(|| words.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{embedded, keep_ptx};
+    use crate::device::cuda::CudaDevice;
+    use crate::dtype::DType;
+    use cudarc::driver::result;
+    use cudarc::driver::sys::CUfunction_attribute as FunctionAttribute;
+
+    /// Files of Hopper's own instructions have no PTX; every other module does, beside its machine code.
+    #[test]
+    fn ptx_is_kept_and_machine_code_dropped() {
+        if !embedded::ARCHS.contains(&"compute_80") {
+            return; // a developer's build of fewer architectures
+        }
+        for (name, fatbin) in embedded::MODULES {
+            let kept = keep_ptx(fatbin);
+            assert_eq!(kept.is_none(), name.ends_with("sm90"), "{name}");
+            let Some(kept) = kept else { continue };
+            assert!(kept.len() * 8 < fatbin.len(), "{name}: nothing was dropped");
+            let bytes: Vec<u8> = kept.iter().flat_map(|word| word.to_le_bytes()).collect();
+            assert_eq!(keep_ptx(&bytes), Some(kept), "{name}: the result is not a fatbin of PTX alone");
+        }
+    }
+
+    #[test]
+    fn what_is_no_fatbin_is_refused() {
+        let fatbin = embedded::MODULES[0].1;
+        for bad in [&[] as &[u8], &[0; 64], &fatbin[..8], &fatbin[..20], &fatbin[..fatbin.len() - 1]] {
+            assert_eq!(keep_ptx(bad), None);
+        }
+    }
+
+    /// Every embedded kernel loads; under LOWBIT_FORCE_SM=80 each is compiled from PTX of compute capability 8.0.
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn cuda_functions_come_from_what_was_asked_for() {
+        let device = CudaDevice::new(0, DType::F16).expect("a CUDA device");
+        device.enter("test").expect("a context");
+        let forced = std::env::var("LOWBIT_FORCE_SM").is_ok_and(|v| v == "80");
+        for (module, function) in [
+            ("ops/rms_norm", "rms_norm_f16"),
+            ("attention/prefill", "attention_prefill_128_bf16"),
+            ("attention/decode", "attention_decode_64_f16"),
+        ] {
+            let function = device.inner.modules.function(module, function).expect("a kernel");
+            let attribute = |a| {
+                // SAFETY: the function was just resolved.
+                unsafe { result::function::get_function_attribute(function, a) }.expect("an attribute")
+            };
+            let ptx = attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION);
+            println!(
+                "{module}: PTX {ptx}, machine code {}",
+                attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)
+            );
+            if forced {
+                assert_eq!((ptx, device.sm()), (80, 80));
+            }
+        }
+    }
 }

@@ -33,8 +33,8 @@ pub struct Probe {
     pub archs: Vec<String>,
     /// Version of the compiler that built them.
     pub nvcc: String,
-    /// Whether cuBLASLt was found for 16-bit layers; without it our own kernel runs them.
-    pub cublaslt: bool,
+    /// The cuBLASLt library that loads, for 16-bit layers; without one our own kernel runs them.
+    pub cublaslt: Option<String>,
     /// What keeps the CUDA device from working, and what to do about it; empty when it works.
     pub problems: Vec<String>,
 }
@@ -47,7 +47,7 @@ pub fn probe() -> Probe {
         gpus: Vec::new(),
         archs: embedded::ARCHS.iter().map(|a| (*a).to_string()).collect(),
         nvcc: embedded::NVCC_VERSION.to_string(),
-        cublaslt: blas::is_present(),
+        cublaslt: blas::find(),
         problems: Vec::new(),
     };
     if has_driver_library() {
