@@ -1,0 +1,1 @@
+mod chat_template;
