@@ -13,3 +13,4 @@ mod common;
 mod layering;
 mod models;
 mod ops;
+mod text;

@@ -118,6 +118,7 @@ impl ChatTemplate {
             continued = Some(content.trim().to_string());
             content.push_str(CONTINUE_TAG);
         }
+        messages.iter_mut().for_each(alias_reasoning);
         let now = input.now.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
         let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
         variables.extend(self.special.iter().map(|(role, token)| (role.as_str(), Value::from(token))));
@@ -160,6 +161,16 @@ impl ChatTemplate {
 
 fn named(entry: Json) -> Option<(String, String)> {
     Some((entry.get("name")?.as_str()?.to_string(), entry.get("template")?.as_str()?.to_string()))
+}
+
+/// Gives a message's reasoning, whichever of its three usual names it came under, the names that templates read.
+fn alias_reasoning(message: &mut Json) {
+    let Some(message) = message.as_object_mut() else { return };
+    let named = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(|name| message.get(name).filter(|r| !r.is_null()));
+    if let Some(reasoning) = named.cloned() {
+        message.entry("thinking").or_insert_with(|| reasoning.clone());
+        message.insert("reasoning_content".to_string(), reasoning);
+    }
 }
 
 /// The text of a message's content, or of its last block that is text.

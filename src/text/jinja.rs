@@ -26,6 +26,7 @@ pub(super) fn environment() -> Environment<'static> {
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", tojson);
     env.add_filter("string", |value: &Value| python_str(value));
+    env.add_filter("title", |text: &str| title(text));
     env.add_test("iterable", |value: &Value| value.as_str().is_some() || value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
@@ -91,6 +92,20 @@ fn method(state: &State, value: &Value, method: &str, args: &[Value]) -> Result<
         }
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Jinja's `title`: words start after blanks, hyphens and opening brackets only.
+fn title(text: &str) -> String {
+    let mut start = true;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match start {
+            true => out.extend(c.to_uppercase()),
+            false => out.extend(c.to_lowercase()),
+        }
+        start = c.is_whitespace() || matches!(c, '-' | '(' | '{' | '[' | '<');
+    }
+    out
 }
 
 /// Python's `str()`.
