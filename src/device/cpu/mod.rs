@@ -1,8 +1,8 @@
 //! The CPU device: `reference` is the executable specification of every op; `ops` dispatches to it or to fast paths.
 
+mod linear;
 mod memory;
 pub(crate) mod ops;
-mod pack;
 pub mod reference;
 mod simd;
 
@@ -46,11 +46,14 @@ impl Default for CpuDevice {
 pub(crate) enum CpuPacked {
     /// Canonical form, for the specification.
     Reference(LinearWeight),
+    /// The fast paths' layout.
+    Fast(Level, linear::FastWeight),
 }
 
 impl CpuPacked {
     pub(crate) fn bytes(&self) -> usize {
         match self {
+            CpuPacked::Fast(_, w) => w.bytes(),
             CpuPacked::Reference(w) => {
                 let bias = w.bias.as_ref().map_or(0, |b| 4 * b.len());
                 bias + match &w.weight {
@@ -64,6 +67,7 @@ impl CpuPacked {
     pub(crate) fn kernel(&self, _m: usize) -> String {
         match self {
             CpuPacked::Reference(_) => "reference".into(),
+            CpuPacked::Fast(level, w) => w.kernel(*level),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`: they check what only the CPU can
 //! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
-use super::{CpuDevice, CpuPacked, memory, pack, reference};
+use super::linear::{self, Destination, FastWeight, Input};
+use super::{CpuDevice, CpuPacked, memory, reference};
 use crate::device::tensor::TensorData;
-use crate::device::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedWeight, Tensor, Write};
+use crate::device::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedBody, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, LinearWeight, Weight};
@@ -30,7 +31,7 @@ pub(crate) fn write(_device: &CpuDevice, dst: &mut Tensor, data: &HostData) -> R
         (HostData::U8(dst), HostData::U8(data)) => dst[..data.len()].copy_from_slice(data),
         (HostData::I32(dst), HostData::I32(data)) => dst[..data.len()].copy_from_slice(data),
         (HostData::U32(dst), HostData::U32(data)) => dst[..data.len()].copy_from_slice(data),
-        (dst, data) => return Err(shape("write", dst.dtype(), data.dtype())),
+        (dst, data) => return Err(shape_error("write", dst.dtype(), data.dtype())),
     }
     Ok(())
 }
@@ -52,14 +53,17 @@ pub(crate) fn synchronize(_device: &CpuDevice) -> Result<()> {
 }
 
 pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight) -> Result<PackedWeight> {
-    pack::check(&weight)?;
+    linear::check(&weight)?;
     let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
     let order = match &mut weight.weight {
         Weight::Quant(q) => q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) }),
         Weight::Dense { .. } => None,
     };
-    let _ = device;
-    Ok(PackedWeight { n, k, scheme, order, body: crate::device::PackedBody::Cpu(CpuPacked::Reference(weight)) })
+    let packed = match device.level {
+        None => CpuPacked::Reference(weight),
+        Some(level) => CpuPacked::Fast(level, FastWeight::pack(weight)),
+    };
+    Ok(PackedWeight { n, k, scheme, order, body: PackedBody::Cpu(packed) })
 }
 
 pub(crate) fn embed(
@@ -136,24 +140,40 @@ pub(crate) fn linear(
     write: Write,
     m: usize,
 ) -> Result<()> {
-    #[cfg_attr(not(lowbit_cuda), allow(irrefutable_let_patterns))]
-    let crate::device::PackedBody::Cpu(CpuPacked::Reference(weight)) = &w.body else {
-        return Err(shape("linear w", "a weight packed by this device", "another device's"));
+    let packed = match &w.body {
+        PackedBody::Cpu(packed) => packed,
+        #[cfg(lowbit_cuda)]
+        PackedBody::Cuda(_) => {
+            return Err(shape_error("linear w", "a weight packed by this device", "one packed for CUDA"));
+        }
     };
-    let bias = weight.bias.as_deref();
-    let y = match (&weight.weight, weight.activation) {
-        (Weight::Dense { data, .. }, _) => {
-            narrow(reference::linear_dense(f32s("linear x", &x.floats, m * w.k)?, data, w.k, bias, Rounding::Exact))
-        }
-        (Weight::Quant(q), ActQuant::None) => {
-            narrow(reference::linear_quant(f32s("linear x", &x.floats, m * w.k)?, q, bias, Rounding::Exact))
-        }
-        (Weight::Quant(q), activation) => {
-            let (codes, scales) = (i8s("linear codes", &x.codes, m * w.k)?, f32s("linear scales", &x.scales, m)?);
-            reference::linear_int8(codes, scales, activation.zero_point(), q, bias)
-        }
+    let activation = w.scheme.activation;
+    let x = if activation == ActQuant::None {
+        Input::Floats(f32s("linear x", &x.floats, m * w.k)?)
+    } else {
+        Input::Codes { codes: i8s("linear codes", &x.codes, m * w.k)?, scales: f32s("linear scales", &x.scales, m)? }
     };
     let out = f32s_mut("linear out", out, m * columns.stride)?;
+    let weight = match packed {
+        CpuPacked::Fast(level, fast) => {
+            fast.run(*level, &x, Destination::new(out, columns, w.n, m, write), m);
+            return Ok(());
+        }
+        CpuPacked::Reference(weight) => weight,
+    };
+    let bias = weight.bias.as_deref();
+    let y = match (&weight.weight, x) {
+        (Weight::Dense { data, .. }, Input::Floats(x)) => {
+            narrow(reference::linear_dense(x, data, w.k, bias, Rounding::Exact))
+        }
+        (Weight::Quant(q), Input::Floats(x)) => narrow(reference::linear_quant(x, q, bias, Rounding::Exact)),
+        (Weight::Quant(q), Input::Codes { codes, scales }) => {
+            reference::linear_int8(codes, scales, activation.zero_point(), q, bias)
+        }
+        (Weight::Dense { .. }, Input::Codes { .. }) => {
+            return Err(shape_error("linear w", "a quantized weight for int8 activations", "an unquantized one"));
+        }
+    };
     for (row, y) in out.chunks_exact_mut(columns.stride).zip(y.chunks_exact(w.n)) {
         let row = &mut row[columns.offset..columns.offset + w.n];
         match write {
@@ -209,7 +229,7 @@ pub(crate) fn kv_write(
     let slots = u32s("kv_write slot_mapping", slot_mapping, m)?;
     let capacity = cache.k.len().min(cache.v.len()) / (shape.num_kv_heads * shape.head_dim);
     if let Some(&slot) = slots.iter().find(|&&s| s != u32::MAX && s as usize >= capacity) {
-        return Err(super::ops::shape("kv_write slot_mapping", format!("slots below {capacity}"), slot));
+        return Err(shape_error("kv_write slot_mapping", format!("slots below {capacity}"), slot));
     }
     reference::kv_write(
         host_mut("kv_write k", &mut cache.k)?,
@@ -257,7 +277,7 @@ pub(crate) fn logits_stats(
     let rows = reference::logits_stats(logits, u32s("logits_stats targets", targets, m)?, vocab);
     let stats = f32s_mut("logits_stats stats", stats, 3 * m)?;
     let HostData::U32(ids) = host_mut("logits_stats ids", ids)? else {
-        return Err(shape("logits_stats ids", DType::U32, "another type"));
+        return Err(shape_error("logits_stats ids", DType::U32, "another type"));
     };
     for ((row, id), stats) in rows.iter().zip(ids).zip(stats.chunks_exact_mut(3)) {
         *id = row.argmax;
@@ -281,7 +301,7 @@ fn emit_rows(out: &mut Act, y: Vec<f32>, emit: Emit<'_>, k: usize) -> Result<()>
     f32s_mut("emit scales", &mut out.scales, m)?.copy_from_slice(&quantized.scales);
     match host_mut("emit codes", &mut out.codes)? {
         HostData::I8(codes) => codes[..m * k].copy_from_slice(&quantized.codes),
-        other => return Err(shape("emit codes", DType::I8, other.dtype())),
+        other => return Err(shape_error("emit codes", DType::I8, other.dtype())),
     }
     Ok(())
 }
@@ -291,7 +311,7 @@ fn narrow(y: Vec<f64>) -> Vec<f32> {
     y.into_iter().map(|y| y as f32).collect()
 }
 
-fn shape(op: &'static str, expected: impl ToString, got: impl ToString) -> Error {
+fn shape_error(op: &'static str, expected: impl ToString, got: impl ToString) -> Error {
     Error::Shape { op, expected: expected.to_string(), got: got.to_string() }
 }
 
@@ -303,7 +323,7 @@ fn host<'a>(
     match &tensor.data {
         TensorData::Host(data) => Ok(data),
         #[cfg(lowbit_cuda)]
-        TensorData::Cuda(_) => Err(shape(op, "a tensor in host memory", "one in GPU memory")),
+        TensorData::Cuda(_) => Err(shape_error(op, "a tensor in host memory", "one in GPU memory")),
     }
 }
 
@@ -314,7 +334,7 @@ fn host_mut<'a>(
     match &mut tensor.data {
         TensorData::Host(data) => Ok(data),
         #[cfg(lowbit_cuda)]
-        TensorData::Cuda(_) => Err(shape(op, "a tensor in host memory", "one in GPU memory")),
+        TensorData::Cuda(_) => Err(shape_error(op, "a tensor in host memory", "one in GPU memory")),
     }
 }
 
@@ -324,7 +344,7 @@ macro_rules! slices {
         fn $name<'a>(op: &'static str, tensor: &'a Tensor, len: usize) -> Result<&'a [$element]> {
             match host(op, tensor)? {
                 HostData::$variant(v) if v.len() >= len => Ok(&v[..len]),
-                other => Err(shape(op, format!("{len} elements of {}", DType::$variant), format!("{} of {}", other.len(), other.dtype()))),
+                other => Err(shape_error(op, format!("{len} elements of {}", DType::$variant), format!("{} of {}", other.len(), other.dtype()))),
             }
         }
     )*};
@@ -335,7 +355,7 @@ fn f32s_mut<'a>(op: &'static str, tensor: &'a mut Tensor, len: usize) -> Result<
     let (got_len, got_dtype) = (tensor.len(), tensor.dtype());
     match host_mut(op, tensor)? {
         HostData::F32(v) if v.len() >= len => Ok(&mut v[..len]),
-        _ => Err(shape(op, format!("{len} elements of f32"), format!("{got_len} of {got_dtype}"))),
+        _ => Err(shape_error(op, format!("{len} elements of f32"), format!("{got_len} of {got_dtype}"))),
     }
 }
 
@@ -343,6 +363,6 @@ fn f32s_mut<'a>(op: &'static str, tensor: &'a mut Tensor, len: usize) -> Result<
 fn below<'a>(op: &'static str, indices: &'a [u32], limit: usize) -> Result<&'a [u32]> {
     match indices.iter().find(|&&i| i as usize >= limit) {
         None => Ok(indices),
-        Some(index) => Err(shape(op, format!("indices below {limit}"), index)),
+        Some(index) => Err(shape_error(op, format!("indices below {limit}"), index)),
     }
 }

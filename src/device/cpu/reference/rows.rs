@@ -93,13 +93,16 @@ pub const INT16_BLOCK: usize = 128;
 /// Largest 16-bit code: `127 * 256 + 127`, so that a code splits into two signed bytes.
 pub const INT16_MAX: f32 = 32639.0;
 
+/// Blocks whose largest value is below this count as zero in [`round_int16`]: `32639 / amax` must be finite.
+pub const INT16_SMALLEST: f32 = 1e-30;
+
 /// Rows of `x` `[m, k]` rounded to 16-bit integers, `q = rne(x * (32639 / amax))`, `x' = q * (amax / 32639)`, with one
 /// `amax` per block: what the CPU's fast path does to the activations of a weight-only quantized layer. A block is a
 /// weight's group, or 128 columns of it where it is longer. Returns real values.
 pub fn round_int16(x: &[f32], k: usize, group_size: usize) -> Vec<f32> {
     let block = |x: &[f32]| -> Vec<f32> {
         let amax = x.iter().fold(0.0f32, |amax, x| amax.max(x.abs()));
-        let (step, inverse) = (amax / INT16_MAX, if amax > 0.0 { INT16_MAX / amax } else { 0.0 });
+        let (step, inverse) = (amax / INT16_MAX, if amax >= INT16_SMALLEST { INT16_MAX / amax } else { 0.0 });
         x.iter().map(|x| (x * inverse).round_ties_even() * step).collect()
     };
     let group = |x: &[f32]| -> Vec<f32> { x.chunks(INT16_BLOCK).flat_map(block).collect() };

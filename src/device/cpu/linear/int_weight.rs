@@ -1,0 +1,186 @@
+//! Layout of quantized weights (docs/formats.md, "CPU").
+//!
+//! Outputs come in tiles of 16. A tile is a run of 64-byte lines; byte `4 j + i` of a line belongs to output `j` and to
+//! the `i`-th of four neighbouring columns. Codes of 5 to 8 bits take a byte: a line is 4 columns. Codes of 2 to 4 bits
+//! take a nibble: a line is 8 columns, the first four in the low nibbles. Columns are cut into segments, each within
+//! one group and padded with code 0 to whole lines.
+
+use half::{bf16, f16};
+
+use super::super::reference::INT16_BLOCK;
+use super::super::simd::Simd;
+use crate::quant::{ActQuant, QuantWeight};
+
+/// 64 bytes on a cache line of their own.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; 64]);
+
+/// Columns that are summed as integers before a scale is applied.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    /// First column and number of columns.
+    pub(super) start: usize,
+    pub(super) len: usize,
+    /// First column in padded order; a multiple of a line's columns.
+    pub(super) padded_start: usize,
+    /// Lines it takes.
+    pub(super) lines: usize,
+    pub(super) group: usize,
+}
+
+/// `[tiles, groups, 16]` values, in the narrowest type that holds all of them exactly.
+#[derive(Debug)]
+pub(super) enum Vectors {
+    F16(Vec<[f16; 16]>),
+    BF16(Vec<[bf16; 16]>),
+    F32(Vec<[f32; 16]>),
+}
+
+impl Vectors {
+    fn new(values: Vec<[f32; 16]>) -> Self {
+        let all = |exact: fn(f32) -> bool| values.iter().flatten().all(|&x| exact(x));
+        if all(|x| f16::from_f32(x).to_f32() == x) {
+            Vectors::F16(values.iter().map(|v| v.map(f16::from_f32)).collect())
+        } else if all(|x| bf16::from_f32(x).to_f32() == x) {
+            Vectors::BF16(values.iter().map(|v| v.map(bf16::from_f32)).collect())
+        } else {
+            Vectors::F32(values)
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn load<S: Simd>(&self, s: S, i: usize) -> S::F {
+        match self {
+            Vectors::F16(v) => s.load_f16(&v[i]),
+            Vectors::BF16(v) => s.load_bf16(&v[i]),
+            Vectors::F32(v) => s.load(&v[i]),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Vectors::F16(v) => size_of_val(v.as_slice()),
+            Vectors::BF16(v) => size_of_val(v.as_slice()),
+            Vectors::F32(v) => size_of_val(v.as_slice()),
+        }
+    }
+}
+
+/// A quantized weight in the layout of the integer kernels.
+#[derive(Debug)]
+pub(super) struct IntWeight {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Codes in nibbles rather than bytes.
+    pub(super) nibbles: bool,
+    pub(super) activation: ActQuant,
+    pub(super) segments: Vec<Segment>,
+    pub(super) groups: usize,
+    /// Columns with padding.
+    pub(super) padded_k: usize,
+    /// Lines of a tile.
+    pub(super) tile_lines: usize,
+    pub(super) lines: Vec<Line>,
+    pub(super) scales: Vectors,
+    /// The middle code, zero point of symmetric weights.
+    pub(super) middle: i32,
+    /// Zero points less `middle`, where one differs from it.
+    pub(super) zeros: Option<Vectors>,
+    /// `[tiles, groups, 16]` sums of codes, for static activations with a zero point.
+    pub(super) code_sums: Option<Vec<[i32; 16]>>,
+    /// `[tiles, 16]`
+    pub(super) bias: Option<Vec<[f32; 16]>>,
+}
+
+impl IntWeight {
+    pub(super) fn pack(q: &QuantWeight, bias: Option<Vec<f32>>, activation: ActQuant) -> Self {
+        let nibbles = q.bits <= 4;
+        let line_columns = if nibbles { 8 } else { 4 };
+        let longest = if activation == ActQuant::None { INT16_BLOCK } else { q.k };
+        let segments = segments(q, longest, line_columns);
+        let tile_lines: usize = segments.iter().map(|s| s.lines).sum();
+        let (tiles, groups) = (q.n.div_ceil(16), q.groups());
+        let middle = 1 << (q.bits - 1);
+
+        let mut lines = vec![Line([0; 64]); tiles * tile_lines];
+        for (r, codes) in q.codes.chunks_exact(q.k).enumerate() {
+            let tile = &mut lines[r / 16 * tile_lines..][..tile_lines];
+            for segment in &segments {
+                for (i, &code) in codes[segment.start..][..segment.len].iter().enumerate() {
+                    let column = segment.padded_start + i;
+                    let byte = &mut tile[column / line_columns].0[r % 16 * 4 + column % 4];
+                    *byte |= if column % line_columns < 4 { code } else { code << 4 };
+                }
+            }
+        }
+
+        let vectors = |value: &dyn Fn(usize, usize) -> f32| -> Vec<[f32; 16]> {
+            let at = |i: usize, lane: usize| {
+                let r = i / groups * 16 + lane;
+                if r < q.n { value(r, i % groups) } else { 0.0 }
+            };
+            (0..tiles * groups).map(|i| std::array::from_fn(|lane| at(i, lane))).collect()
+        };
+        let zeros = (!q.is_symmetric()).then(|| Vectors::new(vectors(&|r, g| q.zeros[r * groups + g] - middle as f32)));
+        let code_sums = (activation.zero_point() != 0).then(|| {
+            let sum = |i: usize, lane: usize| -> i32 {
+                let (r, g) = (i / groups * 16 + lane, i % groups);
+                if r >= q.n {
+                    return 0;
+                }
+                let columns = g * q.group_size..((g + 1) * q.group_size).min(q.k);
+                q.codes[r * q.k..][columns].iter().map(|&c| i32::from(c)).sum()
+            };
+            (0..tiles * groups).map(|i| std::array::from_fn(|lane| sum(i, lane))).collect()
+        });
+        let bias = bias.map(|bias| {
+            (0..tiles).map(|t| std::array::from_fn(|lane| bias.get(t * 16 + lane).copied().unwrap_or(0.0))).collect()
+        });
+        IntWeight {
+            n: q.n,
+            k: q.k,
+            nibbles,
+            activation,
+            groups,
+            padded_k: tile_lines * line_columns,
+            tile_lines,
+            lines,
+            scales: Vectors::new(vectors(&|r, g| q.scales[r * groups + g])),
+            middle,
+            zeros,
+            code_sums,
+            bias,
+            segments,
+        }
+    }
+
+    /// Bits a code takes in memory.
+    pub(super) fn stored_bits(&self) -> u8 {
+        if self.nibbles { 4 } else { 8 }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+            + self.scales.bytes()
+            + self.zeros.as_ref().map_or(0, Vectors::bytes)
+            + self.code_sums.as_ref().map_or(0, |v| size_of_val(v.as_slice()))
+            + self.bias.as_ref().map_or(0, |v| size_of_val(v.as_slice()))
+    }
+}
+
+/// Every group in runs of at most `longest` columns.
+fn segments(q: &QuantWeight, longest: usize, line_columns: usize) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    let mut padded_start = 0;
+    for group in 0..q.groups() {
+        let end = ((group + 1) * q.group_size).min(q.k);
+        for start in (group * q.group_size..end).step_by(longest) {
+            let len = (end - start).min(longest);
+            let lines = len.div_ceil(line_columns);
+            segments.push(Segment { start, len, padded_start, lines, group });
+            padded_start += lines * line_columns;
+        }
+    }
+    segments
+}

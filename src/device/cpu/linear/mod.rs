@@ -1,0 +1,77 @@
+//! Fast linear layers: `int_*` for quantized weights, which stay packed in memory and meet activations as integers;
+//! `dense` for floating-point ones.
+
+mod check;
+mod dense;
+mod destination;
+mod int_input;
+mod int_kernel;
+mod int_weight;
+
+pub(super) use check::check;
+pub(super) use destination::Destination;
+
+use super::Level;
+use crate::quant::{ActQuant, LinearWeight, Weight};
+
+/// A linear layer's weight in the layout of the fast paths.
+#[derive(Debug)]
+pub(crate) enum FastWeight {
+    Dense(dense::DenseWeight),
+    Int(int_weight::IntWeight),
+}
+
+/// The part of an `Act` that a layer reads.
+pub(super) enum Input<'a> {
+    Floats(&'a [f32]),
+    Codes { codes: &'a [i8], scales: &'a [f32] },
+}
+
+impl FastWeight {
+    /// Packs a weight that has passed [`check`], its order already taken.
+    pub(super) fn pack(weight: LinearWeight) -> Self {
+        match weight.weight {
+            Weight::Dense { n, k, data } => FastWeight::Dense(dense::DenseWeight { n, k, data, bias: weight.bias }),
+            Weight::Quant(q) => FastWeight::Int(int_weight::IntWeight::pack(&q, weight.bias, weight.activation)),
+        }
+    }
+
+    /// `x * w^T + bias` into `to`, `m` rows.
+    pub(super) fn run(&self, level: Level, x: &Input<'_>, to: Destination<'_>, m: usize) {
+        match (self, x) {
+            (FastWeight::Dense(w), Input::Floats(x)) => dense::run(level, w, x, to, m),
+            (FastWeight::Int(w), x) => {
+                let input = int_input::IntInput::new(level, w, x, m);
+                int_kernel::run(level, w, &input, to);
+            }
+            (FastWeight::Dense(_), Input::Codes { .. }) => {
+                unreachable!("an unquantized weight has no int8 activations")
+            }
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            FastWeight::Dense(w) => w.bytes(),
+            FastWeight::Int(w) => w.bytes(),
+        }
+    }
+
+    /// Name of the kernel: weight as stored, activations as multiplied, instructions.
+    pub(super) fn kernel(&self, level: Level) -> String {
+        match self {
+            FastWeight::Dense(w) => format!("{} x f32, {}", w.data.dtype(), level.name()),
+            FastWeight::Int(w) => {
+                let activations = if w.activation == ActQuant::None { "int16 blocks" } else { "int8" };
+                format!("{}-bit codes x {activations}, {}", w.stored_bits(), level.name())
+            }
+        }
+    }
+}
+
+/// `0..count` in pieces for threads: a few for each, so that a slow one does not hold up the rest.
+fn pieces(count: usize) -> impl rayon::iter::ParallelIterator<Item = std::ops::Range<usize>> {
+    use rayon::prelude::*;
+    let pieces = (4 * rayon::current_num_threads()).min(count);
+    (0..pieces).into_par_iter().map(move |i| i * count / pieces..(i + 1) * count / pieces)
+}

@@ -1,0 +1,35 @@
+//! Functions of vectors.
+
+use super::Simd;
+
+/// `e^x`, off by at most 2 units in the last place for -87 to 88; outside, the value at that end of the range.
+///
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, ln 2 in two parts (Cody and Waite 1980); `e^r` by its Taylor polynomial of
+/// degree 7, whose remainder is below 2^-27.
+#[inline(always)]
+pub(in crate::device::cpu) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    let x = s.min(s.max(x, s.splat(-87.0)), s.splat(88.0));
+    let n = s.to_int(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    let nf = s.to_float(n);
+    // 0.693359375 has 9 significant bits: its product with n is exact.
+    let r = s.mul_add(nf, s.splat(-0.693_359_375), x);
+    let r = s.mul_add(nf, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = s.mul_add(p, r, s.splat(coefficient));
+    }
+    s.mul(p, s.power_of_two(n))
+}
+
+/// `sum(a[i] * b[i])` over the shorter of the two.
+#[inline(always)]
+pub(in crate::device::cpu) fn sum_of_products<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    let mut sums = [s.splat(0.0); 2];
+    for (i, (a, b)) in a_chunks.iter().zip(b_chunks).enumerate() {
+        sums[i % 2] = s.mul_add(s.load(a), s.load(b), sums[i % 2]);
+    }
+    let rest = a_rest.iter().zip(b_rest).fold(0.0, |sum, (a, b)| sum + a * b);
+    s.sum(s.add(sums[0], sums[1])) + rest
+}
