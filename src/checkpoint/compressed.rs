@@ -33,25 +33,20 @@ impl CompressedTensors {
             (Strategy::Channel, _) => m.need("weight_scale", FLOATS, &[&[n, 1], &[n]]),
             (Strategy::Group(_), _) => m.need("weight_scale", FLOATS, &[&[n, groups]]),
         }
-        match (s.format, s.symmetric) {
-            (Format::Packed, false) => {
-                let rows = if s.strategy == Strategy::Tensor { 1 } else { n };
-                let shapes = [Packing::Dense, Packing::Aligned].map(|p| [p.words(rows, s.bits), groups]);
+        let zero_shapes: &[&[usize]] = match s.strategy {
+            Strategy::Tensor => &[&[1], &[], &[1, 1]],
+            Strategy::Channel => &[&[n, 1], &[n]],
+            Strategy::Group(_) => &[&[n, groups]],
+        };
+        match (s.packs_zeros(), s.symmetric) {
+            (true, false) => {
+                let shapes = [Packing::Dense, Packing::Aligned].map(|p| [p.words(n, s.bits), groups]);
                 m.need("weight_zero_point", WORDS, &[&shapes[0], &shapes[1]]);
             }
-            (Format::Int, symmetric) => {
-                let shapes: &[&[usize]] = match s.strategy {
-                    Strategy::Tensor => &[&[1], &[], &[1, 1]],
-                    Strategy::Channel => &[&[n, 1], &[n]],
-                    Strategy::Group(_) => &[&[n, groups]],
-                };
-                if symmetric {
-                    m.optional("weight_zero_point", INTEGERS, shapes);
-                } else {
-                    m.need("weight_zero_point", INTEGERS, shapes);
-                }
+            (false, false) => m.need("weight_zero_point", INTEGERS, zero_shapes),
+            (_, true) => {
+                m.optional("weight_zero_point", INTEGERS, zero_shapes);
             }
-            (Format::Packed, true) => {}
         }
         if let Activations::StaticPerTensor { symmetric } = s.activations {
             m.need("input_scale", FLOATS, &[&[1], &[], &[1, 1]]);
@@ -153,35 +148,34 @@ impl GroupScheme {
     fn zeros(&self, m: &Module, n: usize, groups: usize, weight_packing: Packing) -> Result<Vec<f32>> {
         let middle = f32::from(1u8 << (self.bits - 1));
         let suffix = "weight_zero_point";
-        match self.format {
-            _ if self.symmetric => {
-                if m.has(suffix) && self.format == Format::Int && m.integers(suffix)?.iter().any(|&z| z != 0) {
-                    return Err(
-                        m.error(suffix, "the configuration says symmetric, but there are zero points other than 0")
-                    );
-                }
-                Ok(vec![middle; n * groups])
+        if self.symmetric {
+            // Some writers keep the zeros that a symmetric scheme has.
+            if m.has(suffix) && m.integers(suffix)?.iter().any(|&z| z != 0) {
+                return Err(m.error(suffix, "the configuration says symmetric, but there are zero points other than 0"));
             }
-            Format::Int => {
-                let zeros = self.unsigned(m, suffix, &m.integers(suffix)?)?;
-                Ok(spread(zeros.into_iter().map(f32::from).collect(), n * groups))
-            }
-            Format::Packed => {
-                // Packed along the output channels.
-                let rows = if self.strategy == Strategy::Tensor { 1 } else { n };
-                let words = m.words(suffix)?;
-                let dense = weight_packing == Packing::Dense;
-                let packing = packing(words.len() / groups, rows, self.bits, dense).unwrap_or(weight_packing);
-                let mut zeros = Vec::with_capacity(rows * groups);
-                let mut fields = vec![0u8; rows];
-                for group in 0..groups {
-                    let column: Vec<u32> = words.iter().skip(group).step_by(groups).copied().collect();
-                    packing.unpack(&column, self.bits, &mut fields);
-                    zeros.extend(fields.iter().map(|&z| f32::from(z)));
-                }
-                Ok(spread(transpose(&zeros, groups, rows), n * groups))
-            }
+            return Ok(vec![middle; n * groups]);
         }
+        if !self.packs_zeros() {
+            let zeros = self.unsigned(m, suffix, &m.integers(suffix)?)?;
+            return Ok(spread(zeros.into_iter().map(f32::from).collect(), n * groups));
+        }
+        // Packed along the output channels.
+        let words = m.words(suffix)?;
+        let dense = weight_packing == Packing::Dense;
+        let packing = packing(words.len() / groups, n, self.bits, dense).unwrap_or(weight_packing);
+        let mut zeros = Vec::with_capacity(n * groups);
+        let mut fields = vec![0u8; n];
+        for group in 0..groups {
+            let column: Vec<u32> = words.iter().skip(group).step_by(groups).copied().collect();
+            packing.unpack(&column, self.bits, &mut fields);
+            zeros.extend(fields.iter().map(|&z| f32::from(z)));
+        }
+        Ok(transpose(&zeros, groups, n))
+    }
+
+    /// Whether zero points are packed in words, as the weight is. A single one never is.
+    fn packs_zeros(&self) -> bool {
+        self.format == Format::Packed && self.strategy != Strategy::Tensor
     }
 
     fn order(&self, m: &Module, k: usize) -> Result<Option<Vec<u32>>> {

@@ -1,3 +1,4 @@
 //! Model directories: configuration, shards, and every quantized format.
 
 mod fixtures;
+mod formats;

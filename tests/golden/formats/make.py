@@ -1,0 +1,151 @@
+"""Writes the cases of this folder: one small linear layer each, as other programs pack and read it.
+
+    python make.py out/ compressed-tensors   # with compressed-tensors 0.20.0 (and again with 0.17.1: same command)
+    python make.py out/ awq AUTOAWQ_SOURCE   # with the unpacked source of autoawq 0.2.9
+    python make.py out/ gptq                 # packed here, a column as one big integer
+
+Each case: config.json, model.safetensors (module `m`), expected.safetensors (`weight`, float32 [n, k]).
+compressed-tensors and AutoAWQ pack; compressed-tensors cases are dequantized by it too, in float32.
+"""
+import importlib.util, json, os, sys, types
+import numpy as np, torch
+from safetensors.torch import save_file
+
+MODEL = dict(architectures=["LlamaForCausalLM"], vocab_size=8, hidden_size=64, intermediate_size=64,
+             num_hidden_layers=1, num_attention_heads=1, hidden_act="silu")
+
+
+def case(name, quantization, tensors, expected):
+    folder = os.path.join(sys.argv[1], name)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(dict(MODEL, quantization_config=quantization), f, indent=1)
+    save_file({"m." + k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "model.safetensors"))
+    save_file({"weight": expected.float().contiguous()}, os.path.join(folder, "expected.safetensors"))
+
+
+def compressed_tensors():
+    from importlib.metadata import version  # noqa: F401
+    import compressed_tensors as ct
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor as Packed
+    from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor as Naive
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    release = ct.__version__
+    old = release.startswith("0.17")
+    tag = "017" if old else "020"
+
+    def write(name, n, k, fmt, seed, activations=None, extra=None, g_idx=None, **args):
+        g = torch.Generator().manual_seed(seed)
+        bits, symmetric = args["num_bits"], args.get("symmetric", True)
+        groups = {"group": -(-k // (args.get("group_size") or k)), "channel": 1, "tensor": 1}[args["strategy"]]
+        shape = (1,) if args["strategy"] == "tensor" else (n, groups)
+        scale = (torch.rand(shape, generator=g) * 0.1 + 0.01).bfloat16().float()
+        lo, hi = -(1 << bits - 1), (1 << bits - 1) - 1
+        zero = torch.randint(lo, hi + 1, shape, generator=g, dtype=torch.int8) if not symmetric else torch.zeros(shape, dtype=torch.int8)
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+        q = torch.randint(lo, hi + 1, (n, k), generator=g)
+        column = torch.as_tensor(g_idx) if g_idx is not None else torch.arange(k) // (args.get("group_size") or k)
+        s, z = (scale, zero) if args["strategy"] == "tensor" else (scale[:, column], zero[:, column])
+        weight = (q.float() - z.float()) * s  # exactly on the grid, so that quantizing finds q again
+        state = dict(weight=weight, weight_scale=scale, weight_zero_point=zero)
+        if g_idx is not None:
+            state["weight_g_idx"] = column.int()
+        compressor = Packed if fmt == "pack-quantized" else Naive
+        out = compressor.compress(dict(state), scheme)
+        back = compressor.decompress(dict(out), scheme)["weight"]
+        assert torch.equal(back.float(), weight), name
+        out = {key: (v.bfloat16() if key == "weight_scale" else v) for key, v in out.items() if v is not None}
+        out.update(extra or {})
+        weights = {key: v for key, v in args.items()}
+        case(name, dict(quant_method="compressed-tensors", format=fmt, version=release, quantization_status="compressed", ignore=["lm_head"],
+                        config_groups=dict(group_0=dict(targets=["Linear"], weights=weights, input_activations=activations))), out, weight)
+
+    for bits in (2, 3, 4, 5, 6, 7, 8):
+        write(f"ct{tag}-w{bits}-sym-g32", 8, 96, "pack-quantized", bits, num_bits=bits, strategy="group", group_size=32)
+        write(f"ct{tag}-w{bits}-asym-g32", 9, 96, "pack-quantized", 10 + bits, num_bits=bits, strategy="group", group_size=32, symmetric=False)
+    write(f"ct{tag}-w3-asym-channel-k61", 7, 61, "pack-quantized", 30, num_bits=3, strategy="channel", symmetric=False)
+    if old:
+        order = torch.arange(96) // 32
+        order = order[torch.randperm(96, generator=torch.Generator().manual_seed(5))]
+        write("ct017-w4-actorder-g32", 8, 96, "pack-quantized", 40, g_idx=order.tolist(), num_bits=4, strategy="group", group_size=32, actorder="group")
+        return
+    token = dict(num_bits=8, strategy="token", dynamic=True, symmetric=True, type="int")
+    write("ct020-w8a8-channel-dynamic", 5, 33, "int-quantized", 50, token, num_bits=8, strategy="channel")
+    write("ct020-w8a8-tensor-dynamic", 5, 33, "int-quantized", 51, token, num_bits=8, strategy="tensor")
+    write("ct020-w8a8-asym-channel", 5, 33, "int-quantized", 52, token, num_bits=8, strategy="channel", symmetric=False)
+    write("ct020-w4a8-g32", 5, 64, "int-quantized", 53, token, num_bits=4, strategy="group", group_size=32)
+    static = dict(num_bits=8, strategy="tensor", dynamic=False, symmetric=False, type="int")
+    write("ct020-w8a8-static-asym", 5, 33, "int-quantized", 54, static,
+          dict(input_scale=torch.tensor([0.0625]).bfloat16(), input_zero_point=torch.tensor([-7], dtype=torch.int8)), num_bits=8, strategy="channel")
+
+
+def awq(source):
+    module = types.ModuleType("awq.utils.module")
+    module.try_import = lambda name: (None, "")
+    packing, utils = types.ModuleType("awq.utils.packing_utils"), types.ModuleType("awq.utils.utils")
+    packing.dequantize_gemm, utils.get_best_device = None, lambda: "cpu"
+    for m in (types.ModuleType("awq"), types.ModuleType("awq.utils"), module, packing, utils):
+        sys.modules[m.__name__] = m
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, f"{source}/awq/modules/linear/{name}.py")
+        m = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(m)
+        return m
+
+    for i, (version, cls, n, k, group) in enumerate([
+        ("gemm", "WQLinear_GEMM", 32, 128, 32), ("gemm", "WQLinear_GEMM", 64, 64, 64),
+        ("gemv", "WQLinear_GEMV", 8, 256, 64), ("gemv", "WQLinear_GEMV", 8, 128, 128), ("gemv", "WQLinear_GEMV", 8, 128, 32),
+        ("gemv_fast", "WQLinear_GEMVFast", 8, 256, 64), ("gemv_fast", "WQLinear_GEMVFast", 8, 128, 128),
+    ]):
+        g = torch.Generator().manual_seed(60 + i)
+        scales = (torch.rand((n, k // group), generator=g) * 0.1 + 0.01).half()
+        zeros = torch.randint(0, 16, (n, k // group), generator=g)
+        q = torch.randint(0, 16, (n, k), generator=g)
+        column = torch.arange(k) // group
+        weight = (q - zeros[:, column]).float() * scales.float()[:, column]
+        linear = torch.nn.Linear(k, n, bias=False)
+        linear.weight.data = weight
+        transposed = version == "gemm"  # from_linear of gemm takes [groups, n]
+        s, z = (scales.t().contiguous(), zeros.t().contiguous()) if transposed else (scales, zeros)
+        packed = getattr(load(version), cls).from_linear(linear, 4, group, scales=s, zeros=z.float())
+        tensors = {name: t for name, t in packed.state_dict().items()}
+        case(f"awq-{version}-g{group}-k{k}", dict(quant_method="awq", bits=4, group_size=group, zero_point=True, version=version), tensors, weight)
+
+
+def gptq():
+    def pack(fields, bits):  # fields [length, columns] -> words [length*bits/32, columns]
+        length, columns = fields.shape
+        words = -(-length * bits // 32)
+        out = np.zeros((words, columns), np.uint32)
+        for c in range(columns):
+            value = sum(int(f) << (i * bits) for i, f in enumerate(fields[:, c]))
+            out[:, c] = np.frombuffer(value.to_bytes(words * 4, "little"), np.uint32)
+        return torch.from_numpy(out.view(np.int32).copy())
+
+    for i, (bits, group, sym, fmt, order) in enumerate([
+        (2, 32, True, "gptq", "none"), (3, 32, True, "gptq", "plain"), (4, 32, True, "gptq_v2", "zero"), (8, -1, True, "gptq", "plain"),
+        (2, -1, False, "gptq", "plain"), (3, 32, False, "gptq_v2", "none"), (3, 64, False, "gptq", "act"), (4, 40, False, "gptq", "act"),
+        (8, 32, False, "gptq", "act"), (4, 32, True, "gptq", "act"),
+    ]):
+        rng = np.random.default_rng(80 + i)
+        n, k = 32, 96
+        g = k if group == -1 else group
+        groups = -(-k // g)
+        group_of = np.arange(k) // g
+        if order == "act":
+            group_of = group_of[rng.permutation(k)]
+        top = 1 << bits
+        q = rng.integers(0, top, (k, n))
+        first = 1 if fmt == "gptq" else 0  # v1 holds 1 to 2^bits
+        z = np.full((groups, n), top // 2) if sym else rng.integers(first, top + first, (groups, n))
+        s = (rng.random((groups, n)) * 0.1 + 0.01).astype(np.float16)
+        weight = ((q - z[group_of]).astype(np.float32) * s.astype(np.float32)[group_of]).T
+        tensors = dict(qweight=pack(q, bits), qzeros=pack((z - first).T, bits).t().contiguous(), scales=torch.from_numpy(s))
+        if order != "none":
+            tensors["g_idx"] = torch.from_numpy((group_of * (order != "zero")).astype(np.int32))
+        case(f"gptq-w{bits}-g{group}-{'sym' if sym else 'asym'}-{fmt}-{order}",
+             dict(quant_method="gptq", bits=bits, group_size=group, sym=sym, desc_act=order == "act", checkpoint_format=fmt), tensors, torch.from_numpy(weight.copy()))
+
+
+{"compressed-tensors": compressed_tensors, "awq": awq, "gptq": gptq}[sys.argv[2]](*sys.argv[3:])
