@@ -1,1 +1,168 @@
-//! cli
+//! The command line: one file a verb, and here what they share: the parser, exit codes, logging.
+//!
+//! Results go to stdout, everything else (progress, timings, logs, errors) to stderr.
+
+mod bandwidth;
+mod bench;
+mod chat;
+mod doctor;
+pub mod eval;
+mod generate;
+mod inspect;
+mod options;
+mod output;
+mod verify;
+
+use std::error::Error as _;
+use std::io::{ErrorKind, IsTerminal};
+use std::process::ExitCode;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  success
+    2  a flag, an argument or a request is out of its range
+    3  the system refused a file operation
+    4  a file of the model is missing something, damaged or not understood
+    5  the model or the request needs something that is not supported
+    6  the memory plan does not fit
+    7  the GPU, its driver or a kernel failed
+    8  the model could not be fetched from the hub
+    9  a check that was asked for (verify) did not pass
+  130  interrupted by Ctrl-C
+
+Every flag has an environment twin, shown in the help of each command; the flag wins. RUST_LOG sets what is logged.
+MODEL is a directory or a Hugging Face hub id, `org/name` or `org/name@revision`; HF_HOME, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE mean what they mean elsewhere.";
+
+/// Runs quantized language models from Hugging Face directories on NVIDIA GPUs and CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "lowbit", version, styles = STYLES, after_long_help = EXIT_CODES)]
+#[command(after_help = "Example: lowbit generate -m assets/books-6m-gptq -p \"It was a dark night\"")]
+struct Cli {
+    /// Log what is going on to stderr; twice for more.
+    #[arg(short, long, global = true, action = ArgAction::Count, env = "LOWBIT_VERBOSE")]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a prompt, writing the text as it is generated.
+    Generate(generate::Args),
+    /// Talk with a model that has a chat template.
+    Chat(chat::Args),
+    /// Measure how well a model predicts a text: perplexity.
+    Eval(eval::Args),
+    /// Show what a model is, how each layer is quantized, which kernels would run it and what memory it would take.
+    Inspect(inspect::Args),
+    /// Check every operation and every layer of a model on a device against the CPU's executable specification.
+    Verify(verify::Args),
+    /// Measure the speed of prompt processing and of decoding.
+    Bench(bench::Args),
+    /// Show what this binary and this machine offer, and what to do about what does not work.
+    Doctor(doctor::Args),
+}
+
+/// Parses the command line and runs it.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    let result = match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The reader of our output has seen enough (`lowbit ... | head`): not an error.
+fn is_broken_pipe(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe)
+}
+
+/// `error: ...` and its causes, as far as the message does not hold them already.
+fn report(error: &Error) {
+    let mut message = error.to_string();
+    let mut lines = vec![format!("error: {message}")];
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let text = source.to_string();
+        if !message.contains(&text) {
+            lines.push(format!("  caused by: {text}"));
+        }
+        message = text;
+        cause = source.source();
+    }
+    eprintln!("{}", lines.join("\n"));
+}
+
+fn log_to_stderr(verbose: u8) {
+    let default = match verbose {
+        0 => "lowbit=warn",
+        1 => "lowbit=info",
+        _ => "lowbit=debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// What a verb returns: an exit code other than success without an error message is an interruption's.
+type Outcome = Result<ExitCode>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// clap's own checks of the definitions, and ours: every flag has its environment twin, every verb an example.
+    #[test]
+    fn definitions_are_complete() {
+        let mut cli = Cli::command();
+        cli.build();
+        for verb in cli.get_subcommands().filter(|verb| verb.get_name() != "help") {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example: lowbit"), "{} has no example", verb.get_name());
+            for arg in verb.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != "help")) {
+                let long = arg.get_long().expect("filtered");
+                let twin = format!("LOWBIT_{}", long.replace('-', "_").to_uppercase());
+                let env = arg.get_env().and_then(|env| env.to_str()).unwrap_or_default();
+                assert_eq!(env, twin, "{} --{long}", verb.get_name());
+                assert!(arg.get_help().is_some(), "{} --{long} has no help", verb.get_name());
+            }
+        }
+    }
+}

@@ -166,7 +166,9 @@ fn named(entry: Json) -> Option<(String, String)> {
 /// Gives a message's reasoning, whichever of its three usual names it came under, the names that templates read.
 fn alias_reasoning(message: &mut Json) {
     let Some(message) = message.as_object_mut() else { return };
-    let named = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(|name| message.get(name).filter(|r| !r.is_null()));
+    let named = ["reasoning_content", "thinking", "reasoning"]
+        .into_iter()
+        .find_map(|name| message.get(name).filter(|r| !r.is_null()));
     if let Some(reasoning) = named.cloned() {
         message.entry("thinking").or_insert_with(|| reasoning.clone());
         message.insert("reasoning_content".to_string(), reasoning);

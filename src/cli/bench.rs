@@ -1,0 +1,386 @@
+//! `bench`: tokens a second of prompt processing (`pp`) and decoding (`tg`), in the shape of llama-bench's table.
+//!
+//! Only the model runs: tokens are random, nothing is tokenized or sampled.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::builder::FalseyValueParser;
+use serde_json::{Value, json};
+
+use crate::checkpoint::{Expected, ModelConfig};
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layers::KvCache;
+use crate::models::{Batch, DummyScheme, Limits, Model, dummy_config, expected_tensors};
+
+use super::options::{DeviceArgs, load_model, model_dtype, open_checkpoint, scheme_summary};
+use super::{Outcome, bandwidth, output};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: lowbit bench --dummy llama-1.1b --scheme w4a16 -p 512 -n 64 --threads 2")]
+pub(super) struct Args {
+    /// Model directory or hub id (`org/name[@revision]`).
+    #[arg(required_unless_present = "dummy", conflicts_with = "dummy")]
+    model: Option<String>,
+
+    /// Random weights of a known shape instead of a model, such as `llama-1.1b` or `llama-3.1-8b`; an unknown name
+    /// lists them.
+    #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
+    dummy: Option<String>,
+
+    /// Quantization of the random weights: `bf16`, `w4a16`, `w8a16`, `w8a8`, `w4a8`, any 2 to 8 bits.
+    #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
+    scheme: String,
+
+    /// Inputs of random weights that share a scale; 0 is one scale for each output channel. Without it 128 for 16-bit
+    /// activations and 4-bit weights, one scale per channel for other 8-bit activations.
+    #[arg(long, env = "LOWBIT_GROUP_SIZE", value_name = "N")]
+    group_size: Option<usize>,
+
+    /// Tokens of the prompt test; 0 leaves it out. Several with commas.
+    #[arg(short = 'p', long, env = "LOWBIT_N_PROMPT", value_name = "N", value_delimiter = ',', default_value = "512")]
+    n_prompt: Vec<usize>,
+
+    /// Tokens of the decode test; 0 leaves it out. Several with commas.
+    #[arg(short = 'n', long, env = "LOWBIT_N_GEN", value_name = "N", value_delimiter = ',', default_value = "128")]
+    n_gen: Vec<usize>,
+
+    /// Sequences that decode together. Several with commas.
+    #[arg(short, long, env = "LOWBIT_BATCH", value_name = "N", value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+
+    /// Tokens in the context before a test begins. Several with commas.
+    #[arg(short, long, env = "LOWBIT_DEPTH", value_name = "N", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+
+    /// Timed runs of each test, after one that is not timed.
+    #[arg(short, long, env = "LOWBIT_REPETITIONS", value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repetitions: u16,
+
+    /// Most tokens of one forward pass.
+    #[arg(long, env = "LOWBIT_MAX_NUM_BATCHED_TOKENS", value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_num_batched_tokens: u32,
+
+    /// Print a JSON array with one object for each test instead of a Markdown table.
+    #[arg(long, env = "LOWBIT_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Test {
+    /// Tokens of a prompt, or 0 for a decode test.
+    prompt: usize,
+    /// Tokens to decode in each sequence.
+    generate: usize,
+    batch: usize,
+    depth: usize,
+}
+
+/// Largest product of sequences and their length that a test may ask for.
+const MAX_TOKENS: usize = 1 << 24;
+
+impl Test {
+    fn len(self) -> usize {
+        self.depth + self.prompt + self.generate
+    }
+
+    /// Tokens that its speed counts.
+    fn tokens(self) -> usize {
+        self.batch * (self.prompt + self.generate)
+    }
+
+    fn name(self) -> String {
+        let mut name = if self.prompt > 0 { format!("pp{}", self.prompt) } else { format!("tg{}", self.generate) };
+        if self.batch > 1 {
+            name.push_str(&format!(" b{}", self.batch));
+        }
+        if self.depth > 0 {
+            name.push_str(&format!(" @ d{}", self.depth));
+        }
+        name
+    }
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let tests = args.tests()?;
+    let (config, model_dtype, source) = args.source()?;
+    let len = tests.iter().map(|t| t.len()).max().unwrap_or(0);
+    if len > config.max_position_embeddings {
+        let reason = format!("{len} tokens in a context: the model has {} positions", config.max_position_embeddings);
+        return Err(Error::input("--n-prompt, --n-gen, --depth", reason));
+    }
+    let device = args.device.open(model_dtype)?;
+    let limits = args.limits(&tests);
+    let mut model = match source {
+        Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits)?,
+        Source::Dummy(scheme) => {
+            let bar = output::progress("random weights");
+            let model = Model::dummy(config.clone(), scheme, &device, limits, &mut |done, all| {
+                bar.set_length(all as u64);
+                bar.set_position(done as u64);
+            });
+            bar.finish_and_clear();
+            model?
+        }
+    };
+    let ceiling = ceiling(&device);
+    let mut cache = model.new_cache()?;
+    let bar = output::progress("tests");
+    bar.set_length((tests.len() * (1 + usize::from(args.repetitions))) as u64);
+    let mut results = Vec::new();
+    for test in tests {
+        time(&mut model, &mut cache, test)?;
+        bar.inc(1);
+        let mut speeds = Vec::new();
+        for _ in 0..args.repetitions {
+            speeds.push(time(&mut model, &mut cache, test)?);
+            bar.inc(1);
+        }
+        results.push((test, speeds));
+    }
+    bar.finish_and_clear();
+    let report = Report::new(args, &model, &device, ceiling);
+    if args.json {
+        output::write_json(&results.iter().map(|(test, speeds)| report.json(*test, speeds)).collect())?;
+    } else {
+        output::write(&report.table(&results))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+enum Source {
+    Checkpoint(Box<crate::checkpoint::Checkpoint>),
+    Dummy(DummyScheme),
+}
+
+impl Args {
+    fn source(&self) -> Result<(ModelConfig, DType, Source)> {
+        if let Some(name) = &self.model {
+            let checkpoint = open_checkpoint(name)?;
+            return Ok((
+                checkpoint.config().clone(),
+                model_dtype(&checkpoint)?,
+                Source::Checkpoint(Box::new(checkpoint)),
+            ));
+        }
+        let config = dummy_config(self.dummy.as_deref().unwrap_or_default())?;
+        let group_size =
+            self.group_size.unwrap_or(if self.scheme == "w8a8" || self.scheme == "w8a16" { 0 } else { 128 });
+        Ok((config, DType::BF16, Source::Dummy(DummyScheme::parse(&self.scheme, group_size)?)))
+    }
+
+    /// The model's name without the folders it lies in.
+    fn name(&self) -> String {
+        let name = self.model.as_deref().or(self.dummy.as_deref()).unwrap_or_default();
+        let last = std::path::Path::new(name).file_name().filter(|_| std::path::Path::new(name).is_dir());
+        last.map_or(name.to_owned(), |last| last.to_string_lossy().into_owned())
+    }
+
+    fn tests(&self) -> Result<Vec<Test>> {
+        let mut tests = Vec::new();
+        for &depth in &self.depth {
+            tests.extend(self.n_prompt.iter().map(|&prompt| Test { prompt, generate: 0, batch: 1, depth }));
+            for &generate in &self.n_gen {
+                tests.extend(self.batch.iter().map(|&batch| Test { prompt: 0, generate, batch, depth }));
+            }
+        }
+        tests.retain(|t| t.prompt + t.generate > 0);
+        let too_large = |t: &&Test| {
+            let len = t.depth.checked_add(t.prompt.max(t.generate));
+            t.batch == 0 || len.and_then(|len| len.checked_mul(t.batch)).is_none_or(|tokens| tokens > MAX_TOKENS)
+        };
+        if tests.is_empty() {
+            return Err(Error::input("--n-prompt, --n-gen", "there is nothing to test: at least one must be above 0"));
+        }
+        match tests.iter().find(too_large) {
+            Some(t) => Err(Error::input(
+                "--batch",
+                format!("{} sequences: expected at least 1, and at most {MAX_TOKENS} tokens in all", t.batch),
+            )),
+            None => Ok(tests),
+        }
+    }
+
+    fn limits(&self, tests: &[Test]) -> Limits {
+        let most = |f: fn(&Test) -> usize| tests.iter().map(f).max().unwrap_or(1);
+        let batch = most(|t| t.batch);
+        let rows = most(|t| t.batch * (t.depth + t.prompt)).min(self.max_num_batched_tokens as usize).max(batch);
+        let blocks = most(|t| t.batch * t.len().div_ceil(KvCache::BLOCK_SIZE));
+        Limits { kv_blocks: blocks, ..Limits::new(most(|t| t.len()), rows, batch) }
+    }
+}
+
+/// Runs a test once; tokens a second, the context's filling excluded.
+fn time(model: &mut Model, cache: &mut KvCache, test: Test) -> Result<f64> {
+    let blocks = test.len().div_ceil(KvCache::BLOCK_SIZE) as u32;
+    let tables: Vec<Vec<u32>> = (0..test.batch as u32).map(|s| (s * blocks..(s + 1) * blocks).collect()).collect();
+    let device = model.device().clone();
+    for table in &tables {
+        prefill(model, cache, 0, test.depth, table)?;
+    }
+    device.synchronize()?;
+    let start = Instant::now();
+    if test.prompt > 0 {
+        prefill(model, cache, test.depth, test.prompt, &tables[0])?;
+        device.synchronize()?;
+    }
+    for step in 0..test.generate {
+        let mut batch = Batch::default();
+        for (s, table) in tables.iter().enumerate() {
+            batch.push(&[token(model, step + s)], test.depth + step, table, true);
+        }
+        model.forward(&batch, cache)?;
+        // A server needs this step's token before the next, so the next may not be enqueued yet.
+        device.synchronize()?;
+    }
+    Ok(test.tokens() as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Computes `len` tokens from position `past` on, in passes as large as the limits allow; logits of the last.
+fn prefill(model: &mut Model, cache: &mut KvCache, past: usize, len: usize, table: &[u32]) -> Result<()> {
+    let chunk = model.limits().max_batch_tokens;
+    for start in (0..len).step_by(chunk) {
+        let end = len.min(start + chunk);
+        let tokens: Vec<u32> = (start..end).map(|i| token(model, i)).collect();
+        let mut batch = Batch::default();
+        batch.push(&tokens, past + start, table, end == len);
+        model.forward(&batch, cache)?;
+    }
+    Ok(())
+}
+
+/// A token that looks random, the same for the same `i`.
+fn token(model: &Model, i: usize) -> u32 {
+    let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (mixed % model.config().vocab_size as u64) as u32
+}
+
+/// Bytes a second that the device reads at best, where that can be measured.
+fn ceiling(device: &Device) -> Option<f64> {
+    match device {
+        Device::Cpu(_) => Some(bandwidth::read_bytes_per_second()),
+        #[cfg(lowbit_cuda)]
+        Device::Cuda(_) => None,
+    }
+}
+
+/// Parameters of a model, from its shape.
+pub(super) fn parameters(config: &ModelConfig) -> u64 {
+    let count = |expected: Expected| match expected {
+        Expected::Linear { n, k, bias, .. } => (n * k + if bias { n } else { 0 }) as u64,
+        Expected::Tensor { shape, .. } => shape.iter().product::<usize>() as u64,
+    };
+    expected_tensors(config).into_iter().map(count).sum()
+}
+
+/// What all lines of the table share.
+struct Report {
+    model: String,
+    scheme: String,
+    device: &'static str,
+    threads: usize,
+    parameters: u64,
+    /// Weights that one step of decoding reads.
+    weight_bytes: u64,
+    ceiling: Option<f64>,
+}
+
+fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    let squares: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
+    (mean, if x.len() > 1 { (squares / (x.len() - 1) as f64).sqrt() } else { 0.0 })
+}
+
+impl Report {
+    fn new(args: &Args, model: &Model, device: &Device, ceiling: Option<f64>) -> Report {
+        Report {
+            model: args.name(),
+            scheme: scheme_summary(model),
+            device: device.name(),
+            threads: rayon::current_num_threads(),
+            parameters: parameters(model.config()),
+            weight_bytes: model.weight_bytes() as u64,
+            ceiling,
+        }
+    }
+
+    /// Bytes of weights read a second; a decoding step reads all of them once, a prompt's passes are not bound by it.
+    fn bytes_per_second(&self, test: Test, speed: f64) -> Option<f64> {
+        (test.generate > 0).then(|| self.weight_bytes as f64 * speed / test.batch as f64)
+    }
+
+    fn json(&self, test: Test, speeds: &[f64]) -> Value {
+        let (mean, deviation) = mean_and_deviation(speeds);
+        let read = self.bytes_per_second(test, mean);
+        json!({
+            "model": self.model,
+            "size_bytes": self.weight_bytes,
+            "params": self.parameters,
+            "scheme": self.scheme,
+            "device": self.device,
+            "threads": self.threads,
+            "test": test.name(),
+            "n_prompt": test.prompt,
+            "n_gen": test.generate,
+            "batch": test.batch,
+            "depth": test.depth,
+            "tokens_per_s": mean,
+            "tokens_per_s_stddev": deviation,
+            "samples": speeds,
+            "weight_bytes_per_s": read,
+            "ceiling_bytes_per_s": self.ceiling,
+            "ceiling_fraction": read.zip(self.ceiling).map(|(read, ceiling)| read / ceiling),
+        })
+    }
+
+    fn table(&self, results: &[(Test, Vec<f64>)]) -> String {
+        let header = ["model", "size", "params", "scheme", "device", "threads", "test", "t/s", "GB/s", "of ceiling"];
+        let row = |(test, speeds): &(Test, Vec<f64>)| {
+            let (mean, deviation) = mean_and_deviation(speeds);
+            let read = self.bytes_per_second(*test, mean);
+            let fraction = read.zip(self.ceiling).map(|(read, ceiling)| format!("{:.0} %", 100.0 * read / ceiling));
+            vec![
+                self.model.clone(),
+                output::bytes(self.weight_bytes),
+                output::count(self.parameters),
+                self.scheme.clone(),
+                self.device.into(),
+                self.threads.to_string(),
+                test.name(),
+                format!("{mean:.2} ± {deviation:.2}"),
+                read.map_or("".into(), |read| format!("{:.1}", read / 1e9)),
+                fraction.unwrap_or_default(),
+            ]
+        };
+        let rows: Vec<_> = results.iter().map(row).collect();
+        let mut text = output::table(&header, &rows, &["size", "params", "threads", "t/s", "GB/s", "of ceiling"]);
+        if let Some(ceiling) = self.ceiling {
+            text.push_str(&format!("\nceiling: {:.1} GB/s, a read loop on the same threads\n", ceiling / 1e9));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics() {
+        assert_eq!(mean_and_deviation(&[2.0]), (2.0, 0.0));
+        assert_eq!(mean_and_deviation(&[1.0, 2.0, 3.0]), (2.0, 1.0));
+    }
+
+    #[test]
+    fn names_are_those_of_llama_bench() {
+        let test = Test { prompt: 512, generate: 0, batch: 1, depth: 0 };
+        assert_eq!(test.name(), "pp512");
+        assert_eq!(Test { prompt: 0, generate: 128, batch: 8, depth: 4096 }.name(), "tg128 b8 @ d4096");
+    }
+}

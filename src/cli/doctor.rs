@@ -1,0 +1,158 @@
+//! `doctor`: what this binary and this machine offer, and what to do about the rest. Never fails.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::FalseyValueParser;
+use serde_json::{Value, json};
+
+use crate::device::Device;
+
+use super::inspect::Lines;
+use super::options::DeviceArgs;
+use super::{Outcome, bandwidth, output};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: lowbit doctor")]
+pub(super) struct Args {
+    /// Print one JSON object instead of text.
+    #[arg(long, env = "LOWBIT_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    args.device.start_threads()?;
+    let mut problems = Vec::new();
+    let cpu = cpu();
+    let cuda = cuda(&mut problems);
+    let hub = hub(&mut problems);
+    if args.json {
+        let version = env!("CARGO_PKG_VERSION");
+        output::write_json(&json!({ "version": version, "cpu": cpu, "cuda": cuda, "hub": hub, "problems": problems }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut lines = Lines::default();
+    lines.add(
+        "lowbit",
+        format!("{} for {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH),
+    );
+    for (section, value) in [("cpu", &cpu), ("cuda", &cuda), ("hub", &hub)] {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let label = name.trim_end_matches("_per_s").trim_end_matches("_bytes").replace('_', " ");
+            lines.add(section, format!("{label}: {}", words(name, value)));
+        }
+    }
+    if problems.is_empty() {
+        lines.add("problems", "none".into());
+    }
+    problems.into_iter().for_each(|problem| lines.add("problems", problem));
+    output::write(&lines.text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A value as people read it; fields named `..._bytes` and `..._bytes_per_s` are numbers of bytes.
+fn words(name: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "not found".into(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
+        Value::Number(n) if name.ends_with("_bytes_per_s") => format!("{:.1} GB/s", n.as_f64().unwrap_or(0.0) / 1e9),
+        Value::Number(n) if name.ends_with("_bytes") => output::bytes(n.as_u64().unwrap_or(0)),
+        Value::Array(items) if items.is_empty() => "none".into(),
+        Value::Array(items) => items.iter().map(|item| words("", item)).collect::<Vec<_>>().join(", "),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn cpu() -> Value {
+    let memory = Device::cpu().memory().ok();
+    json!({
+        "features": cpu_features(),
+        "threads": rayon::current_num_threads(),
+        "cores": std::thread::available_parallelism().ok().map(usize::from),
+        "free_memory_bytes": memory.map(|(free, _)| free),
+        "total_memory_bytes": memory.map(|(_, total)| total),
+        "read_bytes_per_s": bandwidth::read_bytes_per_second().round(),
+    })
+}
+
+/// Instruction sets that the fast paths look for.
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+    ];
+    found.into_iter().filter_map(|(name, has)| has.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(lowbit_cuda)]
+fn cuda(problems: &mut Vec<String>) -> Value {
+    let probe = crate::device::cuda::probe();
+    let gpus = probe.gpus.iter().enumerate().map(|(i, gpu)| {
+        let (major, minor) = gpu.compute_capability;
+        format!("{i}: {}, {}, compute capability {major}.{minor}", gpu.name, output::bytes(gpu.memory_bytes))
+    });
+    let value = json!({
+        "built_in": true,
+        "nvcc": probe.nvcc,
+        "archs": probe.archs,
+        "driver": probe.driver,
+        "driver_supports_cuda": probe.driver_cuda.map(|(major, minor)| format!("{major}.{minor}")),
+        "gpus": gpus.collect::<Value>(),
+        "cublaslt": probe.cublaslt,
+        "works": probe.problems.is_empty(),
+    });
+    problems.extend(probe.problems);
+    if !probe.gpus.is_empty() && probe.cublaslt.is_none() {
+        problems.push(
+            "cuBLASLt was not found: 16-bit layers run on our own kernel. Put libcublasLt.so on the library path"
+                .into(),
+        );
+    }
+    value
+}
+
+#[cfg(not(lowbit_cuda))]
+fn cuda(problems: &mut Vec<String>) -> Value {
+    problems.push(
+        "this binary has no CUDA kernels: it was built without nvcc. To use an NVIDIA GPU, run \
+         scripts/install-cuda-toolchain (no root needed) and build again"
+            .into(),
+    );
+    json!({ "built_in": false, "works": false })
+}
+
+/// Where models from the hub go and come from.
+fn hub(problems: &mut Vec<String>) -> Value {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
+        let home = variable("HOME").or_else(|| variable("USERPROFILE"))?;
+        Some(PathBuf::from(home).join(".cache").join("huggingface"))
+    });
+    let cache = variable("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub")));
+    let token = variable("HF_TOKEN").is_some() || home.as_ref().is_some_and(|home| home.join("token").is_file());
+    if cache.is_none() {
+        problems
+            .push("neither HF_HOME nor HOME is set: models cannot be fetched from the hub, directories work".into());
+    }
+    json!({
+        "cache": cache,
+        "endpoint": variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
+        "offline": variable("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&v.to_lowercase().as_str())),
+        "token": token,
+    })
+}

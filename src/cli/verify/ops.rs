@@ -1,0 +1,186 @@
+//! Every op of one layer on a device, each fed what the specification's own previous op gave.
+
+use crate::device::cpu::reference::{self, PagedKv, Rounding};
+use crate::device::{Act, BatchMeta, Device, Emit, KvLayer, Tensor, Write};
+use crate::dtype::{DType, HostData};
+use crate::error::Result;
+use crate::layers::Linear;
+use crate::models::DecoderLayer;
+use crate::quant::ActQuant;
+
+use super::report::Report;
+use super::spec::{Arithmetic, HostLayer, Named, Rows, Steps, fill_cache, paged};
+
+/// A device and the sizes that the checks of one layer share.
+pub(super) struct OpChecks<'a> {
+    pub(super) device: &'a Device,
+    pub(super) rows: &'a Rows,
+    /// `[positions, head_dim]` cosines and sines.
+    pub(super) rope: &'a [f32],
+    pub(super) num_blocks: usize,
+    pub(super) report: &'a mut Report,
+}
+
+impl OpChecks<'_> {
+    /// All ops of a layer whose input is `x`, in the order they run. `steps` are the specification's.
+    pub(super) fn layer(&mut self, layer: &DecoderLayer, host: &HostLayer, x: &[f32], steps: &Steps) -> Result<()> {
+        self.rms_norm("input_norm", &layer.input_norm, &host.input_norm, host.eps, x)?;
+        self.linear(&layer.qkv, &host.qkv, &steps.normed, Write::Store)?;
+        if let (Some((q, k)), Some((host_q, host_k))) = (&layer.qk_norm, &host.qk_norm) {
+            let input = self.rounded(&steps.qkv);
+            let mut qkv = self.upload(&input)?;
+            self.device.qk_norm(&mut qkv, q.weight(), k.weight(), host.eps, &host.shape, self.m())?;
+            let of = |rounding| reference::qk_norm(&input, host_q, host_k, host.eps, &host.shape, rounding);
+            self.bounded("qk_norm", &qkv, of)?;
+        }
+        self.attention(host, steps)?;
+        self.linear(&layer.o, std::slice::from_ref(&host.o), &steps.attended, Write::Add)?;
+        self.rms_norm(
+            "post_attention_norm",
+            &layer.post_attention_norm,
+            &host.post_attention_norm,
+            host.eps,
+            &steps.middle,
+        )?;
+        self.linear(&layer.gate_up, &host.gate_up, &steps.mlp_normed, Write::Store)?;
+        let k = host.down.weight.k();
+        let gate_up = self.rounded(&steps.gate_up);
+        let mut act = self.act(k)?;
+        self.device.silu_mul(&mut act, &self.upload(&gate_up)?, k, Emit::FLOATS, self.m())?;
+        self.bounded("silu_mul", &act.floats, |rounding| reference::silu_mul(&gate_up, k, rounding))?;
+        self.linear(&layer.down, std::slice::from_ref(&host.down), &steps.activated, Write::Add)
+    }
+
+    fn m(&self) -> usize {
+        self.rows.token_ids.len()
+    }
+
+    fn dtype(&self) -> DType {
+        self.device.activation_dtype()
+    }
+
+    /// Values as the device holds them between ops.
+    fn rounded(&self, x: &[f32]) -> Vec<f32> {
+        x.iter().map(|&x| self.dtype().round(x)).collect()
+    }
+
+    fn upload(&self, x: &[f32]) -> Result<Tensor> {
+        self.device.upload(HostData::from_f32(self.dtype(), x.to_vec()))
+    }
+
+    fn act(&self, k: usize) -> Result<Act> {
+        let m = self.m();
+        Ok(Act {
+            floats: self.device.zeros(self.dtype(), m * k)?,
+            codes: self.device.zeros(DType::I8, m * k)?,
+            scales: self.device.zeros(DType::F32, m)?,
+        })
+    }
+
+    fn bounded(&mut self, op: &str, got: &Tensor, of: impl Fn(Rounding) -> Vec<f64>) -> Result<()> {
+        let exact = of(Rounding::Exact);
+        let got = self.device.download(got, exact.len())?.to_f32();
+        self.report.bounded(op, "", &got, &exact, &of(Rounding::As(self.dtype())), self.dtype());
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, op: &str, norm: &crate::layers::RmsNorm, weight: &[f32], eps: f32, x: &[f32]) -> Result<()> {
+        let mut act = self.act(weight.len())?;
+        norm.forward(self.device, &mut act, &self.device.upload(HostData::F32(x.to_vec()))?, Emit::FLOATS, self.m())?;
+        self.bounded(op, &act.floats, |rounding| reference::rms_norm(x, weight, eps, rounding))
+    }
+
+    /// A linear layer and the op that prepares its input: codes and int8 results bit for bit, the rest bounded.
+    fn linear(&mut self, linear: &Linear, weights: &[Named], x: &[f32], write: Write) -> Result<()> {
+        let (m, k, n) = (self.m(), linear.k(), linear.n());
+        let x = self.rounded(x);
+        let (mut act, mut spare) = (self.act(k)?, self.act(k)?);
+        let emit = linear.emit();
+        self.device.quantize(&mut act, &self.upload(&x)?, k, emit, m)?;
+        if emit.quant != ActQuant::None {
+            let expected = reference::quantize_rows(&weights[0].ordered(&x), k, emit.quant);
+            let codes = self.device.download(&act.codes, m * k)?.to_f32();
+            let expected_codes: Vec<f32> = expected.codes.iter().map(|&c| f32::from(c)).collect();
+            self.report.exact("quantize codes", "", &codes, &expected_codes);
+            let scales = self.device.download(&act.scales, m)?.to_f32();
+            self.report.exact("quantize scales", "", &scales, &expected.scales);
+        }
+        let out_dtype = if write == Write::Add { DType::F32 } else { self.dtype() };
+        let mut out = self.device.zeros(out_dtype, m * n)?;
+        linear.forward(self.device, &mut out, &act, &mut spare, write, m)?;
+        let out = self.device.download(&out, m * n)?.to_f32();
+        let kernels: Vec<String> = linear.parts().iter().map(|part| part.kernel(m)).collect();
+        let mut offset = 0;
+        for named in weights {
+            let width = named.weight.n();
+            let got: Vec<f32> = out.chunks_exact(n).flat_map(|row| &row[offset..offset + width]).copied().collect();
+            let detail = format!("{}; {}", named.weight.scheme(), kernels.join(" + "));
+            let exact = named.forward(&x, Arithmetic::EXACT);
+            if named.weight.activation == ActQuant::None {
+                let twin = named.forward(&x, Arithmetic::twin(self.dtype()));
+                self.report.bounded(&named.name, &detail, &got, &exact, &twin, self.dtype());
+            } else {
+                let expected: Vec<f32> = exact.iter().map(|&y| out_dtype.round(y as f32)).collect();
+                self.report.exact(&named.name, &detail, &got, &expected);
+            }
+            offset += width;
+        }
+        Ok(())
+    }
+
+    /// Rotation, the cache, and attention over it: all rows at once as for a prompt, then the last of each sequence
+    /// as in decoding.
+    fn attention(&mut self, host: &HostLayer, steps: &Steps) -> Result<()> {
+        let (m, shape, rows, dtype) = (self.m(), &host.shape, self.rows, self.dtype());
+        let input = self.rounded(&steps.qk_normed);
+        let mut qkv = self.upload(&input)?;
+        let table = self.device.upload(HostData::F32(self.rope.to_vec()))?;
+        let positions = self.device.upload(HostData::U32(rows.positions.clone()))?;
+        self.device.rope(&mut qkv, &table, &positions, shape, m)?;
+        let rope = self.rope;
+        self.bounded("rope", &qkv, |rounding| reference::rope(&input, rope, &rows.positions, shape, rounding))?;
+
+        let rotated = self.rounded(&steps.rotated);
+        let (k, v) = fill_cache(&rotated, rows, shape, dtype, self.num_blocks);
+        let mut cache = KvLayer { k: self.device.zeros(dtype, k.len())?, v: self.device.zeros(dtype, v.len())? };
+        let slots = self.device.upload(HostData::U32(rows.slots.clone()))?;
+        self.device.kv_write(&mut cache, &self.upload(&rotated)?, &slots, shape, m)?;
+        for (name, got, expected) in [("kv_write keys", &cache.k, &k), ("kv_write values", &cache.v, &v)] {
+            let got = self.device.download(got, expected.len())?.to_f32();
+            self.report.exact(name, "", &got, &expected.to_f32());
+        }
+
+        self.attend("attention prefill", &rotated, &cache, &paged(&k, &v, rows), host)?;
+        let last: Vec<usize> = rows.starts[1..].iter().map(|&end| end as usize - 1).collect();
+        let queries: Vec<f32> =
+            last.iter().flat_map(|&r| &rotated[r * shape.qkv_width()..(r + 1) * shape.qkv_width()]).copied().collect();
+        let starts: Vec<u32> = (0..=last.len() as u32).collect();
+        let kv = PagedKv { cu_seqlens_q: &starts, ..paged(&k, &v, rows) };
+        self.attend("attention decode", &queries, &cache, &kv, host)
+    }
+
+    fn attend(&mut self, op: &str, qkv: &[f32], cache: &KvLayer, kv: &PagedKv<'_>, host: &HostLayer) -> Result<()> {
+        let shape = &host.shape;
+        let m = qkv.len() / shape.qkv_width();
+        let u32s = |values: &[u32]| self.device.upload(HostData::U32(values.to_vec()));
+        let lens = kv.cu_seqlens_q.windows(2).map(|w| w[1] - w[0]);
+        let meta = BatchMeta {
+            token_ids: u32s(&vec![0; m])?,
+            positions: u32s(&vec![0; m])?,
+            slot_mapping: u32s(&vec![u32::MAX; m])?,
+            block_tables: u32s(kv.block_tables)?,
+            context_lens: u32s(kv.context_lens)?,
+            cu_seqlens_q: u32s(kv.cu_seqlens_q)?,
+            logit_rows: u32s(&[0])?,
+            m,
+            batch: kv.context_lens.len(),
+            max_blocks: kv.max_blocks,
+            max_q_len: lens.max().unwrap_or(0) as usize,
+            max_context_len: kv.context_lens.iter().copied().max().unwrap_or(0) as usize,
+            num_logit_rows: 0,
+        };
+        let mut out = self.device.zeros(self.dtype(), m * shape.num_heads * shape.head_dim)?;
+        self.device.attention(&mut out, &self.upload(qkv)?, cache, &meta, shape)?;
+        self.bounded(op, &out, |rounding| reference::attention(qkv, kv, shape, rounding))
+    }
+}
