@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod common;
+mod hub;
 mod layering;
 mod models;
 mod ops;
