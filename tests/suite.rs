@@ -12,6 +12,8 @@ mod checkpoint;
 mod common;
 mod hub;
 mod layering;
+mod engine;
+mod golden;
 mod models;
 mod ops;
 mod text;
