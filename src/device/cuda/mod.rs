@@ -8,6 +8,7 @@
 mod attention;
 mod blas;
 mod embedded;
+mod graph;
 mod linear;
 mod memory;
 mod module;
@@ -26,6 +27,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 pub(crate) use embedded::abi;
+pub use graph::Graph;
 pub use memory::Buffer;
 pub(crate) use pack::CudaPacked;
 pub use probe::{Gpu, Probe, probe};

@@ -1,0 +1,90 @@
+//! Recorded sequences of ops, replayed with one launch; and the time that work takes on the GPU.
+#![allow(unsafe_code)] // the driver API
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUevent_flags as EventFlags, CUstreamCaptureMode as CaptureMode};
+
+use super::{CudaDevice, failure};
+use crate::error::{Error, Result};
+
+/// Ops recorded by [`CudaDevice::capture`]. A replay runs them with the addresses and sizes they were recorded with, so
+/// a graph keeps the tensors of its ops borrowed.
+#[derive(Debug)]
+pub struct Graph<'a> {
+    device: CudaDevice,
+    executable: sys::CUgraphExec,
+    tensors: PhantomData<&'a mut ()>,
+}
+
+impl CudaDevice {
+    /// Records what `work` enqueues, without running it. Run it once before: kernels must be loaded by then, and
+    /// nothing may be allocated, copied from the host or waited for.
+    ///
+    /// # Errors
+    /// That of `work`; `Cuda` when it did something that cannot be recorded, and under `LOWBIT_SYNC=1`.
+    pub fn capture<'a>(&self, work: impl FnOnce() -> Result<()> + 'a) -> Result<Graph<'a>> {
+        if self.inner.sync_each_op {
+            let reason = "ops cannot be recorded when each is waited for; unset LOWBIT_SYNC";
+            return Err(Error::Cuda { op: "capture".into(), reason: reason.into() });
+        }
+        self.enter("capture")?;
+        let stream = self.stream();
+        // SAFETY: the stream is ours and not the default one, so no other work falls into the recording.
+        unsafe { result::stream::begin_capture(stream, CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) }
+            .map_err(|e| failure("capture", e))?;
+        let worked = work();
+        // SAFETY: begun above, whatever `work` returned.
+        let graph = unsafe { result::stream::end_capture(stream) };
+        worked?;
+        let graph = graph.map_err(|e| failure("capture", e))?;
+        // SAFETY: the graph was just recorded; the executable is a copy, so the recording can go.
+        let executable = unsafe {
+            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            executable
+        };
+        let executable = executable.map_err(|e| failure("capture", e))?;
+        Ok(Graph { device: self.clone(), executable, tensors: PhantomData })
+    }
+
+    /// Time between the start and the end on the GPU of what `work` enqueues, after waiting for it.
+    ///
+    /// # Errors
+    /// That of `work`, and what came to light by waiting.
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        let event = || self.inner.context.new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(|e| failure("time", e));
+        let (start, end) = (event()?, event()?);
+        start.record(&self.inner.stream).map_err(|e| failure("time", e))?;
+        work()?;
+        end.record(&self.inner.stream).map_err(|e| failure("time", e))?;
+        self.synchronize()?;
+        let milliseconds = start.elapsed_ms(&end).map_err(|e| failure("time", e))?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
+    }
+}
+
+impl Graph<'_> {
+    /// Enqueues all recorded ops.
+    ///
+    /// # Errors
+    /// `Cuda`.
+    pub fn launch(&self) -> Result<()> {
+        self.device.enter("graph")?;
+        // SAFETY: instantiated by `capture`; the tensors of its ops are still borrowed.
+        let launched = unsafe { result::graph::launch(self.executable, self.device.stream()) };
+        self.device.leave(launched)
+    }
+}
+
+impl Drop for Graph<'_> {
+    fn drop(&mut self) {
+        if self.device.inner.context.bind_to_thread().is_ok() {
+            let _ = self.device.synchronize();
+            // SAFETY: instantiated by `capture`, destroyed once, and no replay is under way.
+            let _ = unsafe { result::graph::exec_destroy(self.executable) };
+        }
+    }
+}
