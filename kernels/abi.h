@@ -87,11 +87,20 @@ typedef struct RopeArgs {
   uint32_t head_dim;
 } RopeArgs;
 
+#define LOWBIT_LOGITS_PART 2048 /* logits of a row that one block of logits_stats_part reads */
+
+typedef struct LogitsPart {
+  float max;   /* largest logit, -inf where none is above */
+  uint32_t id; /* its lowest id, UINT32_MAX where there is none */
+  float sum;   /* of exp(logit - max) */
+} LogitsPart;
+
 typedef struct LogitsStatsArgs {
   uint32_t* ids;           /* [m]: lowest id of the largest logit */
   float* stats;            /* [m, 3]: largest logit, log of the sum of exponentials, logit of the target */
   const float* logits;     /* [m, vocab] */
   const uint32_t* targets; /* [m], below vocab */
+  LogitsPart* parts;       /* [m, ceil(vocab / LOWBIT_LOGITS_PART)], written by logits_stats_part */
   uint32_t vocab;
 } LogitsStatsArgs;
 
@@ -112,6 +121,7 @@ typedef struct KvWriteArgs {
 #define LOWBIT_PREFILL_SHARED_64 36864
 #define LOWBIT_PREFILL_SHARED_128 69632
 #define LOWBIT_PREFILL_SHARED_256 67584
+#define LOWBIT_DECODE_MAX_SPLITS 256
 #define LOWBIT_DECODE_SHARED_64 36864
 #define LOWBIT_DECODE_SHARED_128 69632
 #define LOWBIT_DECODE_SHARED_256 67584

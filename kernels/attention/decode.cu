@@ -40,12 +40,6 @@ __device__ void decode(const AttentionArgs& args) {
   const uint32_t kv_head = blockIdx.y / groups, first = blockIdx.y % groups * 16;  // head of the group
   const uint32_t heads = min(heads_per_kv - first, 16u), head = kv_head * heads_per_kv + first;
 
-  const size_t q_stride = static_cast<size_t>(args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
-  const T* q = static_cast<const T*>(args.qkv) + row * q_stride + static_cast<size_t>(head) * args.head_dim;
-  const uint32_t g = lane / 4;
-  const QueryRows<T, D> queries(g < heads ? q + g * args.head_dim : nullptr,
-                                g + 8 < heads ? q + (g + 8) * args.head_dim : nullptr, args.head_dim);
-
   const PagedKv<T> kv(args, sequence, kv_head);
   const Visible visible = {kv.end > args.window ? kv.end - args.window : 0, kv.end};
   const Visible sees[2] = {visible, visible};
@@ -64,6 +58,13 @@ __device__ void decode(const AttentionArgs& args) {
   WarpAttention<T, D> attention;
   uint32_t stage = 0, tile = begin + split * share + warp;
   load(tile, 0);
+
+  const size_t q_stride = static_cast<size_t>(args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
+  const T* q = static_cast<const T*>(args.qkv) + row * q_stride + static_cast<size_t>(head) * args.head_dim;
+  const uint32_t g = lane / 4;
+  const QueryRows<T, D> queries(g < heads ? q + g * args.head_dim : nullptr,
+                                g + 8 < heads ? q + (g + 8) * args.head_dim : nullptr, args.head_dim);
+
   for (; tile < end; tile += C::WARPS, stage ^= 1) {
     load(tile + C::WARPS, stage ^ 1);
     wait_copies<1>();
@@ -129,24 +130,32 @@ DECODE(bf16, 64)
 DECODE(bf16, 128)
 DECODE(bf16, 256)
 
-// Merges the splits of attention_decode. Grid: (query heads, sequences), a thread per column, in the order of splits.
+// Merges the splits of attention_decode. Grid: (query heads, sequences), a thread per column in whole warps. Sums over
+// splits in a fixed order.
 template <typename T>
 __device__ void combine(const AttentionArgs& args) {
-  const uint32_t head = blockIdx.x, sequence = blockIdx.y, column = threadIdx.x, stride = args.head_dim + 2;
+  __shared__ float weight[LOWBIT_DECODE_MAX_SPLITS];
+  const uint32_t head = blockIdx.x, sequence = blockIdx.y, column = threadIdx.x, d = args.head_dim;
   const uint32_t row = args.cu_seqlens_q[sequence];
-  if (row == args.cu_seqlens_q[sequence + 1] || column >= args.head_dim) return;
+  if (row == args.cu_seqlens_q[sequence + 1]) return;
   const size_t of_head = static_cast<size_t>(sequence) * args.num_heads + head;
-  const float* partials = args.partials + of_head * args.splits * stride;
+  const float* partials = args.partials + of_head * args.splits * (d + 2);
 
-  float max = -CUDART_INF_F, sum = 0.0f, value = 0.0f;
-  for (uint32_t s = 0; s < args.splits; ++s) max = fmaxf(max, partials[s * stride + args.head_dim]);
+  float max = -CUDART_INF_F;
+  for (uint32_t s = threadIdx.x; s < args.splits; s += blockDim.x) max = fmaxf(max, partials[s * (d + 2) + d]);
+  max = block_reduce(max, -CUDART_INF_F, Max());
   const float base = max == -CUDART_INF_F ? 0.0f : max;
-  for (uint32_t s = 0; s < args.splits; ++s) {
-    const float weight = exp2_approx(partials[s * stride + args.head_dim] - base);
-    sum = fmaf(partials[s * stride + args.head_dim + 1], weight, sum);
-    value = fmaf(partials[s * stride + column], weight, value);
+  float sum = 0.0f;
+  for (uint32_t s = threadIdx.x; s < args.splits; s += blockDim.x) {
+    weight[s] = exp2_approx(partials[s * (d + 2) + d] - base);
+    sum = fmaf(partials[s * (d + 2) + d + 1], weight[s], sum);
   }
-  T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * args.head_dim;
+  sum = block_reduce(sum, 0.0f, Sum());  // synchronizes: all weights are written
+  if (column >= d) return;
+  float value = 0.0f;
+#pragma unroll 8
+  for (uint32_t s = 0; s < args.splits; ++s) value = fmaf(partials[s * (d + 2) + column], weight[s], value);
+  T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * d;
   out[column] = from_float<T>(sum == 0.0f ? 0.0f : value / sum);
 }
 

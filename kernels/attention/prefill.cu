@@ -40,10 +40,6 @@ __device__ void prefill(const AttentionArgs& args) {
   };
 
   const uint32_t row = tile * C::QUERIES + threadIdx.x / WARP_SIZE * 16 + lane / 4;  // and row + 8
-  const size_t q_stride = static_cast<size_t>(args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
-  const T* q = static_cast<const T*>(args.qkv) + first_row * q_stride + head * args.head_dim;
-  const QueryRows<T, D> queries(row < rows ? q + row * q_stride : nullptr,
-                                row + 8 < rows ? q + (row + 8) * q_stride : nullptr, args.head_dim);
   const Visible sees[2] = {visible(row), visible(row + 8)};
 
   const uint32_t last_row = min(tile * C::QUERIES + C::QUERIES, rows) - 1;
@@ -58,6 +54,12 @@ __device__ void prefill(const AttentionArgs& args) {
 
   WarpAttention<T, D> attention;
   load(begin, 0);
+
+  const size_t q_stride = static_cast<size_t>(args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
+  const T* q = static_cast<const T*>(args.qkv) + first_row * q_stride + head * args.head_dim;
+  const QueryRows<T, D> queries(row < rows ? q + row * q_stride : nullptr,
+                                row + 8 < rows ? q + (row + 8) * q_stride : nullptr, args.head_dim);
+
   uint32_t stage = 0;
   for (uint32_t key = begin; key < end; key += C::KEYS, stage ^= 1) {
     if (key + C::KEYS < end) {

@@ -10,11 +10,12 @@ struct PlainRow {
   __device__ void at8(uint32_t c, float (&v)[8]) const { load8(x + c, v); }
 };
 
-// Computes out = emit(x) per row. Shapes: x [m, k], out as EmitArgs. Grid: one block a row. Exact (common/emit.cuh).
+// Computes out = emit(x) per row. Shapes: x [m, k], out as EmitArgs. Grid: as silu_mul. Exact
+// (common/emit.cuh).
 template <typename T>
 __device__ void quantize(const QuantizeArgs& args) {
   const T* x = static_cast<const T*>(args.x) + static_cast<size_t>(blockIdx.x) * args.out.k;
-  emit_row<T>(args.out, blockIdx.x, PlainRow<T>{x});
+  emit_part<T>(args.out, PlainRow<T>{x});
 }
 
 extern "C" __global__ void quantize_f16(const __grid_constant__ QuantizeArgs args) { quantize<f16>(args); }

@@ -40,7 +40,7 @@ __device__ void rms_norm(const RmsNormArgs& args) {
   }
   sum = block_reduce(sum, 0.0f, Sum());
   const float inverse = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(sum, static_cast<float>(k)), args.eps)));
-  emit_row<T>(args.out, blockIdx.x, NormedRow<T>{x, args.weight, inverse});
+  emit_row<T>(args.out, blockIdx.x, NormedRow<T>{x, args.weight, inverse}, 0, k);
 }
 
 extern "C" __global__ void rms_norm_f16(const __grid_constant__ RmsNormArgs args) { rms_norm<f16>(args); }

@@ -35,22 +35,43 @@ extern "C" __global__ void qk_norm_f16(const __grid_constant__ QkNormArgs args) 
 extern "C" __global__ void qk_norm_bf16(const __grid_constant__ QkNormArgs args) { qk_norm<bf16>(args); }
 
 // Computes   (x, y) <- (x cos - y sin, y cos + x sin) for the pairs (i, i + head_dim / 2) of query and key heads.
-// Grid       one block a row, a thread a pair.
+// Grid       one block a row; a thread owns eight pairs where head_dim is a multiple of 16, else one.
 // Numerics   every operation rounded to f32, then one rounding to the activation dtype: the CPU's bits.
 // Source     Su et al. 2021, arXiv 2104.09864, in the half-split form.
 template <typename T>
 __device__ void rope(const RopeArgs& args) {
   const uint32_t d = args.head_dim, half = d / 2;
-  const uint32_t heads = args.num_heads + args.num_kv_heads;
+  const uint32_t heads = args.num_heads + args.num_kv_heads, pairs = heads * half;
   T* row = static_cast<T*>(args.qkv) + static_cast<size_t>(blockIdx.x) * (heads + args.num_kv_heads) * d;
   const float* table = args.table + static_cast<size_t>(args.positions[blockIdx.x]) * d;
-  for (uint32_t pair = threadIdx.x; pair < heads * half; pair += blockDim.x) {
-    const uint32_t i = pair % half;
-    T* low = row + pair / half * d + i;
-    T* high = low + half;
-    const float x = to_float(*low), y = to_float(*high), c = table[i], s = table[half + i];
-    *low = from_float<T>(__fsub_rn(__fmul_rn(x, c), __fmul_rn(y, s)));
-    *high = from_float<T>(__fadd_rn(__fmul_rn(y, c), __fmul_rn(x, s)));
+  auto rotate = [](float& x, float& y, float c, float s) {
+    const float low = __fsub_rn(__fmul_rn(x, c), __fmul_rn(y, s));
+    y = __fadd_rn(__fmul_rn(y, c), __fmul_rn(x, s));
+    x = low;
+  };
+  if (half % 8 == 0) {
+    for (uint32_t pair = 8 * threadIdx.x; pair < pairs; pair += 8 * blockDim.x) {
+      const uint32_t i = pair % half;
+      T* low = row + pair / half * d + i;
+      float x[8], y[8], c[8], s[8];
+      load8(low, x);
+      load8(low + half, y);
+      load8(table + i, c);
+      load8(table + half + i, s);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) rotate(x[j], y[j], c[j], s[j]);
+      store8(low, x);
+      store8(low + half, y);
+    }
+  } else {
+    for (uint32_t pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
+      const uint32_t i = pair % half;
+      T* low = row + pair / half * d + i;
+      float x = to_float(low[0]), y = to_float(low[half]);
+      rotate(x, y, table[i], table[half + i]);
+      low[0] = from_float<T>(x);
+      low[half] = from_float<T>(y);
+    }
   }
 }
 

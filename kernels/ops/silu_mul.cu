@@ -25,13 +25,13 @@ struct GatedRow {
 
 // Computes   out = emit(silu(gate) * up) per row, silu(g) = g / (1 + exp(-g)).
 // Shapes     gate_up [m, 2 * k]: gate in the first k columns; out as EmitArgs.
-// Grid       one block a row.
+// Grid       (rows, parts of a row): one block a row where codes are asked for, else one for every 2048 columns.
 // Numerics   f32 until it is emitted: a product that feeds int8 is never rounded to 16 bits. exp within 2 ulp.
 template <typename T>
 __device__ void silu_mul(const SiluMulArgs& args) {
   const uint32_t k = args.out.k;
   const T* gate = static_cast<const T*>(args.gate_up) + static_cast<size_t>(blockIdx.x) * 2 * k;
-  emit_row<T>(args.out, blockIdx.x, GatedRow<T>{gate, gate + k});
+  emit_part<T>(args.out, GatedRow<T>{gate, gate + k});
 }
 
 extern "C" __global__ void silu_mul_f16(const __grid_constant__ SiluMulArgs args) { silu_mul<f16>(args); }

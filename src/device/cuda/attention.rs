@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 const MAX_HEAD_DIM: usize = 256;
 /// Query heads of one KV head that a decode block takes.
 const HEADS_PER_BLOCK: usize = 16;
-/// Fewest keys worth a split of its own: 64 for each warp of its block.
-const MIN_KEYS_PER_SPLIT: usize = 256;
+/// Fewest keys worth a split of its own: a tile for each warp of its block.
+const MIN_KEYS_PER_SPLIT: usize = 64;
 /// Decode blocks that an SM holds at once.
 const BLOCKS_PER_SM: usize = 3;
 
@@ -125,6 +125,7 @@ fn decode_splits(device: &CudaDevice, meta: &BatchMeta, shape: &AttentionShape) 
     (device.sm_count() as usize * BLOCKS_PER_SM / blocks)
         .min(keys.div_ceil(MIN_KEYS_PER_SPLIT))
         .min(WORKSPACE_BYTES / partial_bytes)
+        .min(abi::LOWBIT_DECODE_MAX_SPLITS as usize)
         .max(1)
 }
 

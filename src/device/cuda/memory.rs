@@ -86,6 +86,12 @@ impl Buffer {
         self.address as *mut T
     }
 
+    /// Device address of element `index`, at most `len`.
+    pub(crate) fn ptr_at<T>(&self, index: usize) -> *mut T {
+        debug_assert!(index <= self.len);
+        (self.address + (index * self.dtype.size_bytes()) as u64) as *mut T
+    }
+
     /// Sets every byte to `value`.
     pub(crate) fn fill_bytes(&mut self, value: u8) -> Result<()> {
         self.device.enter("fill")?;

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)] // kernel launches
 
 use super::abi::{
-    EmbedArgs, EmitArgs, GatherRowsArgs, LogitsStatsArgs, QkNormArgs, QuantizeArgs, RmsNormArgs, RopeArgs, SiluMulArgs,
+    EmbedArgs, EmitArgs, GatherRowsArgs, LogitsPart, LogitsStatsArgs, QkNormArgs, QuantizeArgs, RmsNormArgs, RopeArgs,
+    SiluMulArgs,
 };
-use super::{Buffer, CudaDevice, abi};
+use super::{Buffer, CudaDevice, WORKSPACE_BYTES, abi};
 use crate::device::{Act, AttentionShape, Emit, Tensor};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
@@ -118,9 +119,10 @@ pub(crate) fn silu_mul(
         return Ok(());
     }
     let args = SiluMulArgs { out: emit_args(out, emit, k)?, gate_up: gate_up.cuda()?.ptr() };
+    let (grid, threads) = part_grid(emit, m, k)?;
     let function = format!("silu_mul_{}", device.suffix());
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe { device.launch("ops/silu_mul", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+    unsafe { device.launch("ops/silu_mul", &function, grid, threads, 0, &args) }
 }
 
 pub(crate) fn quantize(
@@ -135,9 +137,10 @@ pub(crate) fn quantize(
         return Ok(());
     }
     let args = QuantizeArgs { out: emit_args(out, emit, k)?, x: x.cuda()?.ptr() };
+    let (grid, threads) = part_grid(emit, m, k)?;
     let function = format!("quantize_{}", device.suffix());
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe { device.launch("ops/quantize", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+    unsafe { device.launch("ops/quantize", &function, grid, threads, 0, &args) }
 }
 
 pub(crate) fn qk_norm(
@@ -198,7 +201,7 @@ pub(crate) fn rope(
     let function = format!("rope_{}", device.suffix());
     let pairs = (shape.num_heads + shape.num_kv_heads) * shape.head_dim / 2;
     // SAFETY: the op table checked qkv and positions for m rows; positions are rows of the table by its contract.
-    unsafe { device.launch("ops/rope", &function, [u32_of(m)?, 1, 1], row_threads(pairs), 0, &args) }
+    unsafe { device.launch("ops/rope", &function, [u32_of(m)?, 1, 1], row_threads(pairs).min(256), 0, &args) }
 }
 
 pub(crate) fn logits_stats(
@@ -210,18 +213,29 @@ pub(crate) fn logits_stats(
     vocab: usize,
     m: usize,
 ) -> Result<()> {
-    if m == 0 {
+    if m == 0 || vocab == 0 {
         return Ok(());
     }
-    let args = LogitsStatsArgs {
-        ids: ids.cuda_mut()?.ptr(),
-        stats: stats.cuda_mut()?.ptr(),
-        logits: logits.cuda()?.ptr(),
-        targets: targets.cuda()?.ptr(),
-        vocab: u32_of(vocab)?,
-    };
-    // SAFETY: the op table checked every buffer for m rows; a target outside the vocabulary is handled by the kernel.
-    unsafe { device.launch("ops/logits_stats", "logits_stats", [u32_of(m)?, 1, 1], 1024, 0, &args) }
+    let parts = vocab.div_ceil(abi::LOWBIT_LOGITS_PART as usize);
+    let rows_at_once = WORKSPACE_BYTES / (parts * size_of::<LogitsPart>());
+    for first in (0..m).step_by(rows_at_once.max(1)) {
+        let rows = u32_of(rows_at_once.min(m - first))?;
+        let args = LogitsStatsArgs {
+            ids: ids.cuda_mut()?.ptr_at(first),
+            stats: stats.cuda_mut()?.ptr_at(3 * first),
+            logits: logits.cuda()?.ptr_at(first * vocab),
+            targets: targets.cuda()?.ptr_at(first),
+            parts: device.workspace(),
+            vocab: u32_of(vocab)?,
+        };
+        // SAFETY: the op table checked every buffer for m rows; the parts fit the workspace; a target outside the
+        // vocabulary is handled by the kernel.
+        unsafe {
+            device.launch("ops/logits_stats", "logits_stats_part", [u32_of(parts)?, rows, 1], 256, 0, &args)?;
+            device.launch("ops/logits_stats", "logits_stats", [rows, 1, 1], 128, 0, &args)?;
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's view of an [`Act`] that `emit` is to be written to.
@@ -243,9 +257,19 @@ fn emit_args(out: &mut Act, emit: Emit<'_>, k: usize) -> Result<EmitArgs> {
     })
 }
 
-/// Threads of a block that works on one row of `width`: up to eight elements each, a whole number of warps.
+/// Threads of a block that works on one row of `width`: eight elements each as far as they go, in whole warps.
 fn row_threads(width: usize) -> u32 {
-    width.div_ceil(8).next_multiple_of(32).clamp(32, 512) as u32
+    width.div_ceil(8).next_multiple_of(32).clamp(32, 1024) as u32
+}
+
+/// Grid and threads of an op without a reduction of its own (`emit_part` in kernels/common/emit.cuh): codes need the
+/// whole row in one block, floats do not.
+fn part_grid(emit: Emit<'_>, m: usize, k: usize) -> Result<([u32; 3], u32)> {
+    if emit.quant != ActQuant::None {
+        return Ok(([u32_of(m)?, 1, 1], row_threads(k)));
+    }
+    let threads = row_threads(k).min(256);
+    Ok(([u32_of(m)?, u32_of(k.div_ceil(8 * threads as usize))?, 1], threads))
 }
 
 /// `n` as the 32-bit size that kernels take.
