@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8: {e}"))?;
     let Strict(value) = serde_json::from_str(text).map_err(|e| {
-        // Python writes `"temperature": NaN`; the line names the field.
-        let line = text.lines().nth(e.line().saturating_sub(1)).unwrap_or("").trim();
-        let excerpt: String = line.chars().take(100).collect();
-        format!("not valid JSON: {e}: `{excerpt}`")
+        // Python writes `"temperature": NaN`; what stands before the place names the field.
+        let line = text.lines().nth(e.line().saturating_sub(1)).unwrap_or("");
+        let near: String = line.chars().skip(e.column().saturating_sub(60)).take(80).collect();
+        format!("not valid JSON: {e}, near `{}`", near.trim())
     })?;
     Ok(value)
 }

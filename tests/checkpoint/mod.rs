@@ -1,4 +1,9 @@
 //! Model directories: configuration, shards, and every quantized format.
 
+mod arbitrary;
+mod build;
+mod config;
 mod fixtures;
 mod formats;
+mod hostile;
+mod hostile_quant;

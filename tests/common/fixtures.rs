@@ -54,7 +54,7 @@ pub fn fixture_names() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(FIXTURES)
         .expect("tests/fixtures")
         .map(|e| e.expect("directory entry").path())
-        .filter(|p| p.join("golden.json").is_file())
+        .filter(|p| p.join(SHARDS[1]).is_file())
         .map(|p| p.file_name().expect("directory").to_string_lossy().into_owned())
         .collect();
     names.sort();

@@ -13,8 +13,8 @@ mod rows;
 pub use attention::{PagedKv, attention, kv_write, qk_norm, rope};
 pub use linear::{linear_dense, linear_int8, linear_quant};
 pub use rows::{
-    Codes, INT16_BLOCK, INT16_MAX, INT16_SMALLEST, LogitsStats, embed, gather_columns, gather_rows, logits_stats, quantize_rows,
-    rms_norm, round_int16, silu_mul,
+    Codes, INT16_BLOCK, INT16_MAX, INT16_SMALLEST, LogitsStats, embed, gather_columns, gather_rows, logits_stats,
+    quantize_rows, rms_norm, round_int16, silu_mul,
 };
 
 use half::{bf16, f16};
