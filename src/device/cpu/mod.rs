@@ -1,9 +1,11 @@
 //! The CPU device: `reference` is the executable specification of every op; `ops` dispatches to it or to fast paths.
 
+mod attention;
 mod linear;
 mod memory;
 pub(crate) mod ops;
 pub mod reference;
+mod rows;
 mod simd;
 
 pub use simd::Level;

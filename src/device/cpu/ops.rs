@@ -2,7 +2,8 @@
 //! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
 use super::linear::{self, Destination, FastWeight, Input};
-use super::{CpuDevice, CpuPacked, memory, reference};
+use super::rows::{self, Emitted, Producer};
+use super::{CpuDevice, CpuPacked, attention, memory, reference};
 use crate::device::tensor::TensorData;
 use crate::device::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedBody, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
@@ -95,7 +96,7 @@ pub(crate) fn gather_rows(
 }
 
 pub(crate) fn rms_norm(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     out: &mut Act,
     x: &Tensor,
     weight: &Tensor,
@@ -105,11 +106,12 @@ pub(crate) fn rms_norm(
 ) -> Result<()> {
     let weight = f32s("rms_norm weight", weight, weight.len())?;
     let x = f32s("rms_norm x", x, m * weight.len())?;
-    emit_rows(out, narrow(reference::rms_norm(x, weight, eps, Rounding::Exact)), emit, weight.len())
+    let specified = || narrow(reference::rms_norm(x, weight, eps, Rounding::Exact));
+    emit_rows(device, out, &Producer::RmsNorm { x, weight, eps }, specified, emit, weight.len(), m)
 }
 
 pub(crate) fn silu_mul(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     out: &mut Act,
     gate_up: &Tensor,
     k: usize,
@@ -117,18 +119,20 @@ pub(crate) fn silu_mul(
     m: usize,
 ) -> Result<()> {
     let gate_up = f32s("silu_mul gate_up", gate_up, m * 2 * k)?;
-    emit_rows(out, narrow(reference::silu_mul(gate_up, k, Rounding::Exact)), emit, k)
+    let specified = || narrow(reference::silu_mul(gate_up, k, Rounding::Exact));
+    emit_rows(device, out, &Producer::SiluMul { gate_up }, specified, emit, k, m)
 }
 
 pub(crate) fn quantize(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     out: &mut Act,
     x: &Tensor,
     k: usize,
     emit: Emit<'_>,
     m: usize,
 ) -> Result<()> {
-    emit_rows(out, f32s("quantize x", x, m * k)?.to_vec(), emit, k)
+    let x = f32s("quantize x", x, m * k)?;
+    emit_rows(device, out, &Producer::Copy { x }, || x.to_vec(), emit, k, m)
 }
 
 pub(crate) fn linear(
@@ -185,7 +189,7 @@ pub(crate) fn linear(
 }
 
 pub(crate) fn qk_norm(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     qkv: &mut Tensor,
     q_weight: &Tensor,
     k_weight: &Tensor,
@@ -196,13 +200,17 @@ pub(crate) fn qk_norm(
     let q_weight = f32s("qk_norm q_weight", q_weight, shape.head_dim)?;
     let k_weight = f32s("qk_norm k_weight", k_weight, shape.head_dim)?;
     let qkv = f32s_mut("qk_norm qkv", qkv, m * shape.qkv_width())?;
+    if let Some(level) = device.level {
+        rows::qk_norm(level, qkv, q_weight, k_weight, eps, shape);
+        return Ok(());
+    }
     let y = narrow(reference::qk_norm(qkv, q_weight, k_weight, eps, shape, Rounding::Exact));
     qkv.copy_from_slice(&y);
     Ok(())
 }
 
 pub(crate) fn rope(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     qkv: &mut Tensor,
     table: &Tensor,
     positions: &Tensor,
@@ -212,6 +220,10 @@ pub(crate) fn rope(
     let table = f32s("rope table", table, table.len())?;
     let positions = below("rope positions", u32s("rope positions", positions, m)?, table.len() / shape.head_dim)?;
     let qkv = f32s_mut("rope qkv", qkv, m * shape.qkv_width())?;
+    if device.level.is_some() {
+        rows::rope(qkv, table, positions, shape);
+        return Ok(());
+    }
     let y = narrow(reference::rope(qkv, table, positions, shape, Rounding::Exact));
     qkv.copy_from_slice(&y);
     Ok(())
@@ -242,7 +254,7 @@ pub(crate) fn kv_write(
 }
 
 pub(crate) fn attention(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     out: &mut Tensor,
     qkv: &Tensor,
     cache: &KvLayer,
@@ -260,12 +272,15 @@ pub(crate) fn attention(
     kv.check(shape, meta.m)?;
     let qkv = f32s("attention qkv", qkv, meta.m * shape.qkv_width())?;
     let out = f32s_mut("attention out", out, meta.m * shape.num_heads * shape.head_dim)?;
-    out.copy_from_slice(&narrow(reference::attention(qkv, &kv, shape, Rounding::Exact)));
+    match device.level {
+        Some(level) => attention::attention(level, out, qkv, &kv, shape),
+        None => out.copy_from_slice(&narrow(reference::attention(qkv, &kv, shape, Rounding::Exact))),
+    }
     Ok(())
 }
 
 pub(crate) fn logits_stats(
-    _device: &CpuDevice,
+    device: &CpuDevice,
     ids: &mut Tensor,
     stats: &mut Tensor,
     logits: &Tensor,
@@ -274,7 +289,11 @@ pub(crate) fn logits_stats(
     m: usize,
 ) -> Result<()> {
     let logits = f32s("logits_stats logits", logits, m * vocab)?;
-    let rows = reference::logits_stats(logits, u32s("logits_stats targets", targets, m)?, vocab);
+    let targets = u32s("logits_stats targets", targets, m)?;
+    let rows = match device.level {
+        Some(level) => rows::logits_stats(level, logits, targets, vocab),
+        None => reference::logits_stats(logits, targets, vocab),
+    };
     let stats = f32s_mut("logits_stats stats", stats, 3 * m)?;
     let HostData::U32(ids) = host_mut("logits_stats ids", ids)? else {
         return Err(shape_error("logits_stats ids", DType::U32, "another type"));
@@ -286,22 +305,42 @@ pub(crate) fn logits_stats(
     Ok(())
 }
 
-/// What an op with an [`Emit`] does with the rows it computed.
-fn emit_rows(out: &mut Act, y: Vec<f32>, emit: Emit<'_>, k: usize) -> Result<()> {
-    let y = match emit.order {
-        Some(order) => reference::gather_columns(&y, below("emit order", u32s("emit order", order, k)?, k)?),
-        None => y,
+/// Rows of an op with an [`Emit`]: on the fast path by `producer`, else as `specified`.
+fn emit_rows(
+    device: &CpuDevice,
+    out: &mut Act,
+    producer: &Producer<'_>,
+    specified: impl FnOnce() -> Vec<f32>,
+    emit: Emit<'_>,
+    k: usize,
+    m: usize,
+) -> Result<()> {
+    let order = match emit.order {
+        Some(order) => Some(below("emit order", u32s("emit order", order, k)?, k)?),
+        None => None,
     };
-    if emit.quant == ActQuant::None {
-        f32s_mut("emit floats", &mut out.floats, y.len())?.copy_from_slice(&y);
+    let to = if emit.quant == ActQuant::None {
+        Emitted::Floats(f32s_mut("emit floats", &mut out.floats, m * k)?)
+    } else {
+        let scales = f32s_mut("emit scales", &mut out.scales, m)?;
+        match host_mut("emit codes", &mut out.codes)? {
+            HostData::I8(codes) => Emitted::Codes { codes: &mut codes[..m * k], scales, quant: emit.quant },
+            other => return Err(shape_error("emit codes", DType::I8, other.dtype())),
+        }
+    };
+    if let Some(level) = device.level {
+        rows::emit(level, producer, order, to, k);
         return Ok(());
     }
-    let quantized = reference::quantize_rows(&y, k, emit.quant);
-    let m = quantized.scales.len();
-    f32s_mut("emit scales", &mut out.scales, m)?.copy_from_slice(&quantized.scales);
-    match host_mut("emit codes", &mut out.codes)? {
-        HostData::I8(codes) => codes[..m * k].copy_from_slice(&quantized.codes),
-        other => return Err(shape_error("emit codes", DType::I8, other.dtype())),
+    let y = specified();
+    let y = order.map_or_else(|| y.clone(), |order| reference::gather_columns(&y, order));
+    match to {
+        Emitted::Floats(floats) => floats.copy_from_slice(&y),
+        Emitted::Codes { codes, scales, quant } => {
+            let quantized = reference::quantize_rows(&y, k, quant);
+            scales.copy_from_slice(&quantized.scales);
+            codes.copy_from_slice(&quantized.codes);
+        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::{Destination, pieces};
 use crate::dtype::HostData;
 
 #[derive(Debug)]
-pub(super) struct DenseWeight {
+pub(crate) struct DenseWeight {
     pub(super) n: usize,
     pub(super) k: usize,
     /// `[n, k]` of a floating type.

@@ -34,7 +34,7 @@ impl<'a> Destination<'a> {
     /// # Safety
     /// `row` is below the `m` of [`Destination::new`], and no other thread uses these columns of it meanwhile.
     #[inline(always)]
-    pub(super) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+    pub(in crate::device::cpu) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
         let columns: Range<usize> = column..(column + values.len()).min(self.n);
         // SAFETY: the columns lie in the row, the row in the slice that `new` checked; the caller owns them.
         let out = unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + column), columns.len()) };

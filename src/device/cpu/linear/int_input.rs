@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::super::Level;
 use super::super::reference::{INT16_MAX, INT16_SMALLEST};
-use super::super::simd::{Kernel, Simd};
+use super::super::simd::{Kernel, Simd, largest};
 use super::Input;
 use super::int_weight::IntWeight;
 
@@ -96,18 +96,4 @@ impl Kernel for SplitRow<'_> {
             self.sums[i] = sum;
         }
     }
-}
-
-/// `max|x|`, and 0, or NaN where `x` holds a NaN or an infinity: as part of the scale it reaches the result.
-#[inline(always)]
-fn largest<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
-    let (chunks, rest) = x.as_chunks::<16>();
-    let (mut amax, mut poison) = (s.splat(0.0), s.splat(0.0));
-    for x in chunks {
-        let x = s.load(x);
-        amax = s.max(amax, s.max(x, s.sub(s.splat(0.0), x)));
-        poison = s.mul_add(x, s.splat(0.0), poison);
-    }
-    let largest = rest.iter().fold(s.max_lane(amax), |amax, x| amax.max(x.abs()));
-    (largest, rest.iter().fold(s.sum(poison), |poison, x| poison + x * 0.0))
 }

@@ -6,6 +6,7 @@
 //! one group and padded with code 0 to whole lines.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::super::reference::INT16_BLOCK;
 use super::super::simd::Simd;
@@ -69,7 +70,7 @@ impl Vectors {
 
 /// A quantized weight in the layout of the integer kernels.
 #[derive(Debug)]
-pub(super) struct IntWeight {
+pub(crate) struct IntWeight {
     pub(super) n: usize,
     pub(super) k: usize,
     /// Codes in nibbles rather than bytes.
@@ -104,16 +105,17 @@ impl IntWeight {
         let middle = 1 << (q.bits - 1);
 
         let mut lines = vec![Line([0; 64]); tiles * tile_lines];
-        for (r, codes) in q.codes.chunks_exact(q.k).enumerate() {
-            let tile = &mut lines[r / 16 * tile_lines..][..tile_lines];
-            for segment in &segments {
-                for (i, &code) in codes[segment.start..][..segment.len].iter().enumerate() {
-                    let column = segment.padded_start + i;
-                    let byte = &mut tile[column / line_columns].0[r % 16 * 4 + column % 4];
-                    *byte |= if column % line_columns < 4 { code } else { code << 4 };
+        lines.par_chunks_exact_mut(tile_lines).zip(q.codes.par_chunks(16 * q.k)).for_each(|(tile, codes)| {
+            for (r, codes) in codes.chunks_exact(q.k).enumerate() {
+                for segment in &segments {
+                    for (i, &code) in codes[segment.start..][..segment.len].iter().enumerate() {
+                        let column = segment.padded_start + i;
+                        let byte = &mut tile[column / line_columns].0[r * 4 + column % 4];
+                        *byte |= if column % line_columns < 4 { code } else { code << 4 };
+                    }
                 }
             }
-        }
+        });
 
         let vectors = |value: &dyn Fn(usize, usize) -> f32| -> Vec<[f32; 16]> {
             let at = |i: usize, lane: usize| {

@@ -53,9 +53,7 @@ impl Rounding {
     fn dot(self, a: &[f64], b: &[f64]) -> f64 {
         match self {
             Rounding::Exact => a.iter().zip(b).map(|(a, b)| a * b).sum(),
-            Rounding::As(_) => {
-                f64::from(a.iter().zip(b).fold(0.0f32, |sum, (&a, &b)| (a as f32).mul_add(b as f32, sum)))
-            }
+            Rounding::As(_) => f64::from(a.iter().zip(b).fold(0.0f32, |sum, (&a, &b)| sum + a as f32 * b as f32)),
         }
     }
 }

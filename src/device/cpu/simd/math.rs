@@ -2,13 +2,13 @@
 
 use super::Simd;
 
-/// `e^x`, off by at most 2 units in the last place for -87 to 88; outside, the value at that end of the range.
+/// `e^x`, off by at most 2 units in the last place for -87 to 88; outside, the value at that end of the range; NaN of NaN.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, ln 2 in two parts (Cody and Waite 1980); `e^r` by its Taylor polynomial of
 /// degree 7, whose remainder is below 2^-27.
 #[inline(always)]
 pub(in crate::device::cpu) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.min(s.max(x, s.splat(-87.0)), s.splat(88.0));
+    let x = s.min(s.splat(88.0), s.max(s.splat(-87.0), x));
     let n = s.to_int(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     let nf = s.to_float(n);
     // 0.693359375 has 9 significant bits: its product with n is exact.
@@ -32,4 +32,18 @@ pub(in crate::device::cpu) fn sum_of_products<S: Simd>(s: S, a: &[f32], b: &[f32
     }
     let rest = a_rest.iter().zip(b_rest).fold(0.0, |sum, (a, b)| sum + a * b);
     s.sum(s.add(sums[0], sums[1])) + rest
+}
+
+/// `max|x|`, and 0, or NaN where `x` holds a NaN or an infinity: as part of the scale it reaches the result.
+#[inline(always)]
+pub(in crate::device::cpu) fn largest<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let (mut amax, mut poison) = (s.splat(0.0), s.splat(0.0));
+    for x in chunks {
+        let x = s.load(x);
+        amax = s.max(amax, s.max(x, s.sub(s.splat(0.0), x)));
+        poison = s.mul_add(x, s.splat(0.0), poison);
+    }
+    let largest = rest.iter().fold(s.max_lane(amax), |amax, x| amax.max(x.abs()));
+    (largest, rest.iter().fold(s.sum(poison), |poison, x| poison + x * 0.0))
 }

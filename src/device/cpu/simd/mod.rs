@@ -8,7 +8,7 @@ mod avx512;
 mod math;
 mod portable;
 
-pub(super) use math::{exp, sum_of_products};
+pub(super) use math::{exp, largest, sum_of_products};
 
 use half::{bf16, f16};
 
@@ -102,8 +102,9 @@ pub(super) trait Simd: Copy {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.fma(a, b, c)
     }
-    /// Either may come out where one is NaN.
+    /// The larger; `b` where either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, x: Self::F) -> f32;
