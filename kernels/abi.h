@@ -10,6 +10,8 @@
 
 #include <stdint.h>
 
+#include "abi_linear.h"
+
 #define WARP_SIZE 32 /* lanes, on every architecture we build for */
 
 /* ---- common ---------------------------------------------------------------------------------------------- */

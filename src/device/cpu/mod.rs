@@ -8,6 +8,8 @@ pub mod reference;
 mod rows;
 mod simd;
 
+pub(in crate::device) use linear::check;
+
 pub use simd::Level;
 
 use crate::quant::{LinearWeight, Weight};

@@ -7,6 +7,7 @@
 
 mod attention;
 mod blas;
+mod choose;
 mod embedded;
 mod graph;
 mod linear;

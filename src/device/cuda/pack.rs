@@ -1,26 +1,307 @@
-//! Repacking of canonical weights into the layouts of the linear kernels.
+//! Repacking of canonical weights into the layouts of the linear kernels (docs/formats.md, "Kernel layouts").
 
-use super::CudaDevice;
-use crate::device::PackedWeight;
-use crate::error::{Error, Result};
-use crate::quant::LinearWeight;
+use rayon::prelude::*;
+
+use super::choose::{Launch, Problem, choose};
+use super::ops::u32_of;
+use super::{Buffer, CudaDevice};
+use crate::device::cpu::check;
+use crate::device::{PackedBody, PackedWeight};
+use crate::dtype::HostData;
+use crate::error::Result;
+use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
+
+/// How the bytes of a weight lie, which is also which kernels read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// `[n, k]` int8, code minus zero point: gemm_w8a8.
+    Rows8,
+    /// Fragment order for int8 activations: gemm_w4a8. 4-bit codes, or 8-bit codes minus their zero points.
+    Fragments8Bit { bits: usize },
+    /// Fragment order for 16-bit activations: gemm_w4a16. Codes of 4 or 8 bits.
+    Fragments16Bit { bits: usize },
+    /// `[n, k]` in the activation type: gemm_16bit or cuBLASLt where rows start on 16 bytes, else gemm_any.
+    Dense { aligned: bool },
+    /// `[n, k]` codes, one to a byte: gemm_any.
+    Canonical { int8: bool },
+}
 
 /// A weight in the layout of one linear kernel.
 #[derive(Debug)]
-pub(crate) struct CudaPacked {}
+pub(crate) struct CudaPacked {
+    pub(super) device: CudaDevice,
+    pub(super) layout: Layout,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) group_size: usize,
+    /// Zero point of every weight, where `zeros` is absent.
+    pub(super) zero: u32,
+    /// Zero point of the activations.
+    pub(super) x_zero: i32,
+    pub(super) weights: Buffer,
+    /// `F32`; `[groups, n_pad]` beside fragments, `[n, groups]` else.
+    pub(super) scales: Option<Buffer>,
+    /// `[groups, n_pad]` 16-bit integers beside fragments, `[n, groups]` `F32` beside canonical codes.
+    pub(super) zeros: Option<Buffer>,
+    /// `I32` sums of code minus zero point over each group, for asymmetric activations.
+    pub(super) sums: Option<Buffer>,
+    /// `[n]` `F32`.
+    pub(super) bias: Option<Buffer>,
+}
 
 impl CudaPacked {
     /// Bytes in device memory.
     pub(crate) fn bytes(&self) -> usize {
-        0
+        let parts = [&self.scales, &self.zeros, &self.sums, &self.bias].into_iter().flatten();
+        parts.chain([&self.weights]).map(|buffer| buffer.len() * buffer.dtype().size_bytes()).sum()
     }
 
-    /// Name of the kernel that runs for `m` rows.
-    pub(crate) fn kernel(&self, _m: usize) -> String {
-        String::new()
+    /// Name of the kernel that runs for `m` rows, and its configuration.
+    pub(crate) fn kernel(&self, m: usize) -> String {
+        if self.is_for_blas() {
+            return "cublaslt".into();
+        }
+        let launch = self.launch(m.max(1));
+        format!("{} {}", launch.module, launch.config)
+    }
+
+    /// True for an unquantized weight that cuBLASLt is asked to run. Where it has no algorithm for a shape (odd
+    /// alignments), the launch of [`Self::launch`] runs.
+    pub(super) fn is_for_blas(&self) -> bool {
+        matches!(self.layout, Layout::Dense { .. }) && self.bias.is_none() && self.device.has_blas()
+    }
+
+    /// The launch of one of our own kernels for `m` rows, `m` at least 1.
+    pub(super) fn launch(&self, m: usize) -> Launch {
+        let (sm_count, suffix) = (self.device.sm_count(), self.device.suffix());
+        choose(&Problem { layout: self.layout, n: self.n, sm_count, suffix }, m)
     }
 }
 
-pub(crate) fn pack(_device: &CudaDevice, weight: LinearWeight) -> Result<PackedWeight> {
-    Err(Error::unsupported(format!("{} on CUDA", weight.scheme()), "Use --device cpu"))
+/// Checks `weight` and moves it to the GPU in the layout of the kernels that will run it.
+///
+/// # Errors
+/// As the CPU's check of canonical weights; `Cuda` or `OutOfMemory` from the upload.
+pub(crate) fn pack(device: &CudaDevice, weight: LinearWeight) -> Result<PackedWeight> {
+    check(&weight)?;
+    let scheme = weight.scheme();
+    let (n, k) = (weight.n(), weight.k());
+    u32_of(n.next_multiple_of(256))?;
+    u32_of(k.next_multiple_of(256))?;
+    let upload = |data: HostData| Buffer::upload(device, &data);
+    let bias = weight.bias.map(HostData::F32).map(upload).transpose()?;
+    let mut order = None;
+    let host = match weight.weight {
+        Weight::Dense { data, .. } => {
+            let dtype = device.dtype();
+            let data = if data.dtype() == dtype { data } else { HostData::from_f32(dtype, data.to_f32()) };
+            HostPacked::new(Layout::Dense { aligned: k % 8 == 0 }, data)
+        }
+        Weight::Quant(mut q) => {
+            order = q.order.take().map(|order| upload(HostData::U32(order))).transpose()?;
+            HostPacked::quant(&q, weight.activation)
+        }
+    };
+    let body = CudaPacked {
+        device: device.clone(),
+        layout: host.layout,
+        n,
+        k,
+        group_size: scheme.group_size.unwrap_or(k),
+        zero: host.zero,
+        x_zero: weight.activation.zero_point(),
+        weights: upload(host.weights)?,
+        scales: host.scales.map(HostData::F32).map(upload).transpose()?,
+        zeros: host.zeros.map(upload).transpose()?,
+        sums: host.sums.map(HostData::I32).map(upload).transpose()?,
+        bias,
+    };
+    Ok(PackedWeight { n, k, scheme, order: order.map(Into::into), body: PackedBody::Cuda(body) })
 }
+
+/// A packed weight on the host.
+#[derive(Debug)]
+struct HostPacked {
+    layout: Layout,
+    weights: HostData,
+    zero: u32,
+    scales: Option<Vec<f32>>,
+    zeros: Option<HostData>,
+    sums: Option<Vec<i32>>,
+}
+
+impl HostPacked {
+    fn new(layout: Layout, weights: HostData) -> Self {
+        HostPacked { layout, weights, zero: 0, scales: None, zeros: None, sums: None }
+    }
+
+    fn quant(q: &QuantWeight, activation: ActQuant) -> Self {
+        let layout = layout(q, activation);
+        let weights = match layout {
+            Layout::Rows8 => HostData::I8(steps(q)),
+            Layout::Fragments8Bit { bits: 8 } => {
+                let steps: Vec<u8> = steps(q).into_iter().map(|step| step as u8).collect();
+                HostData::U8(fragments8(q.n, q.k, &steps))
+            }
+            Layout::Fragments8Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_8BIT)),
+            Layout::Fragments16Bit { bits: 8 } => HostData::U8(fragments8(q.n, q.k, &q.codes)),
+            Layout::Fragments16Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_16BIT)),
+            Layout::Canonical { .. } => HostData::U8(q.codes.clone()),
+            Layout::Dense { .. } => unreachable!("`layout` is of a quantized weight"),
+        };
+        let mut host = HostPacked::new(layout, weights);
+        let asymmetric_input = activation.zero_point() != 0;
+        match layout {
+            Layout::Canonical { .. } => {
+                host.scales = Some(q.scales.clone());
+                host.zeros = Some(HostData::F32(q.zeros.clone()));
+            }
+            Layout::Rows8 => {
+                host.scales = Some(q.scales.clone());
+                host.sums = asymmetric_input.then(|| group_sums(q));
+            }
+            _ => {
+                host.zero = q.zeros[0] as u32;
+                let zeros_are_needed = layout != Layout::Fragments8Bit { bits: 8 };
+                if zeros_are_needed && q.zeros.iter().any(|&z| z != q.zeros[0]) {
+                    let by_group = by_group(q, &q.zeros, 0.0);
+                    let bytes = by_group.into_iter().flat_map(|z| (z as u16).to_le_bytes()).collect();
+                    host.zeros = Some(HostData::U8(bytes));
+                }
+                host.scales = Some(by_group(q, &q.scales, 0.0));
+                host.sums = asymmetric_input.then(|| by_group(q, &group_sums(q), 0));
+            }
+        }
+        host
+    }
+}
+
+/// The fastest layout that holds `q` exactly.
+fn layout(q: &QuantWeight, activation: ActQuant) -> Layout {
+    let per_channel = q.groups() == 1;
+    let whole_groups = per_channel || q.group_size % 32 == 0;
+    if activation == ActQuant::None {
+        let integral = q.zeros.iter().all(|z| z.fract() == 0.0);
+        return match (whole_groups && integral && q.k % 8 == 0, q.bits) {
+            (true, ..=4) => Layout::Fragments16Bit { bits: 4 },
+            (true, _) => Layout::Fragments16Bit { bits: 8 },
+            (false, _) => Layout::Canonical { int8: false },
+        };
+    }
+    if !whole_groups || q.k % 16 != 0 {
+        return Layout::Canonical { int8: true };
+    }
+    match q.bits {
+        ..=4 => Layout::Fragments8Bit { bits: 4 },
+        _ if !steps_fit_i8(q) => Layout::Canonical { int8: true },
+        _ if per_channel => Layout::Rows8,
+        _ => Layout::Fragments8Bit { bits: 8 },
+    }
+}
+
+/// Row `r`'s codes with the zero points of their groups.
+fn row_steps(q: &QuantWeight, r: usize) -> impl Iterator<Item = i32> {
+    let zeros = &q.zeros[r * q.groups()..];
+    q.codes[r * q.k..(r + 1) * q.k]
+        .chunks(q.group_size)
+        .zip(zeros)
+        .flat_map(|(codes, &zero)| codes.iter().map(move |&code| i32::from(code) - zero as i32))
+}
+
+/// True when every code minus its zero point is an int8. All are, at up to 7 bits and at 8 bits about the middle.
+fn steps_fit_i8(q: &QuantWeight) -> bool {
+    q.bits < 8 || q.is_symmetric() || (0..q.n).into_par_iter().all(|r| row_steps(q, r).all(|s| i8::try_from(s).is_ok()))
+}
+
+/// `[n, k]` code minus zero point, which [`steps_fit_i8`].
+fn steps(q: &QuantWeight) -> Vec<i8> {
+    let mut steps = vec![0; q.n * q.k];
+    steps.par_chunks_mut(q.k).enumerate().for_each(|(r, row)| {
+        for (to, step) in row.iter_mut().zip(row_steps(q, r)) {
+            *to = step as i8;
+        }
+    });
+    steps
+}
+
+/// `[n, groups]` sums of code minus zero point.
+fn group_sums(q: &QuantWeight) -> Vec<i32> {
+    let groups = q.groups();
+    let mut sums = vec![0; q.n * groups];
+    sums.par_chunks_mut(groups).enumerate().for_each(|(r, sums)| {
+        for (c, step) in row_steps(q, r).enumerate() {
+            sums[c / q.group_size] += step;
+        }
+    });
+    sums
+}
+
+/// `[n, groups]` to `[groups, n_pad]`, so that neighbouring outputs are loaded together.
+fn by_group<T: Copy>(q: &QuantWeight, values: &[T], padding: T) -> Vec<T> {
+    let (groups, n_pad) = (q.groups(), padded_n(q.n));
+    let mut transposed = vec![padding; groups * n_pad];
+    for (r, row) in values.chunks_exact(groups).enumerate() {
+        for (g, &value) in row.iter().enumerate() {
+            transposed[g * n_pad + r] = value;
+        }
+    }
+    transposed
+}
+
+/// Outputs of a weight in fragment order: whole tiles of 16.
+pub(super) fn padded_n(n: usize) -> usize {
+    n.next_multiple_of(16)
+}
+
+/// Where in a 32-bit word the code of row `g + 8 * r` and column `i` (of four) lies: nibble `[r][i]`.
+type Nibbles = [[u32; 4]; 2];
+/// Columns 0 1 of a row are the low and high half of a word once it is masked by 0x000f000f; then columns 2 3.
+const NIBBLES_16BIT: Nibbles = [[0, 4, 2, 6], [1, 5, 3, 7]];
+/// Columns 0 1 2 3 of a row are the bytes of a word once it is masked by 0x0f0f0f0f.
+const NIBBLES_8BIT: Nibbles = [[0, 2, 4, 6], [1, 3, 5, 7]];
+
+/// 4-bit codes `[n, k]` in tiles of 16 x 64 (512 bytes), the tiles of 16 rows one after the other.
+fn fragments4(n: usize, k: usize, codes: &[u8], nibbles: Nibbles) -> Vec<u8> {
+    let slices = k.div_ceil(64);
+    let mut bytes = vec![0; padded_n(n) / 16 * slices * 512];
+    bytes.par_chunks_mut(slices * 512).enumerate().for_each(|(tile, bytes)| {
+        for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
+            let (slice, lane, j) = (at / 128, at / 4 % 32, at % 4);
+            let first = slice * 64 + j / 2 * 32 + lane % 4 * 8 + j % 2 * 4;
+            let mut value = 0u32;
+            for (half, nibbles) in nibbles.iter().enumerate() {
+                let row = tile * 16 + half * 8 + lane / 4;
+                if row >= n || first >= k {
+                    continue;
+                }
+                let columns = &codes[row * k + first..row * k + k.min(first + 4)];
+                for (&code, nibble) in columns.iter().zip(nibbles) {
+                    value |= u32::from(code) << (4 * nibble);
+                }
+            }
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+    });
+    bytes
+}
+
+/// 8-bit codes `[n, k]` in tiles of 16 x 32 (512 bytes), k padded to 64.
+fn fragments8(n: usize, k: usize, codes: &[u8]) -> Vec<u8> {
+    let slices = k.div_ceil(64) * 2;
+    let mut bytes = vec![0; padded_n(n) / 16 * slices * 512];
+    bytes.par_chunks_mut(slices * 512).enumerate().for_each(|(tile, bytes)| {
+        for (at, to) in bytes.chunks_exact_mut(8).enumerate() {
+            let (slice, lane, half) = (at / 64, at / 2 % 32, at % 2);
+            let (row, first) = (tile * 16 + half * 8 + lane / 4, slice * 32 + lane % 4 * 8);
+            if row < n && first < k {
+                let columns = &codes[row * k + first..row * k + k.min(first + 8)];
+                to[..columns.len()].copy_from_slice(columns);
+            }
+        }
+    });
+    bytes
+}
+
+#[cfg(test)]
+#[path = "pack_tests.rs"]
+mod tests;

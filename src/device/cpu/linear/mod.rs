@@ -8,7 +8,7 @@ mod int_input;
 mod int_kernel;
 mod int_weight;
 
-pub(super) use check::check;
+pub(in crate::device) use check::check;
 pub(super) use destination::Destination;
 
 use super::Level;

@@ -1,0 +1,81 @@
+// The last step of every linear layer: bias, rounding to the destination's type, store or add.
+#pragma once
+
+#include "abi_linear.h"
+#include "common/dtype.cuh"
+
+// Writes y[row, col] and y[row, col + 1] where they lie inside [m, n]. Every float operation is rounded on its own
+// (no fused multiply-add may form), which is what makes int8 layers equal on all devices.
+class LinearWriter {
+ public:
+  __device__ __forceinline__ explicit LinearWriter(const LinearOut& y)
+      : y_(y), pairs_(y.stride % 2 == 0 && reinterpret_cast<uintptr_t>(y.out) % 8 == 0) {}
+
+  __device__ __forceinline__ void store2(uint32_t row, uint32_t col, float y0, float y1) const {
+    if (row >= y_.m || col >= y_.n) return;
+    const bool both = col + 1 < y_.n;
+    if (y_.bias != nullptr) {
+      y0 = __fadd_rn(y0, y_.bias[col]);
+      if (both) y1 = __fadd_rn(y1, y_.bias[col + 1]);
+    }
+    const size_t at = static_cast<size_t>(row) * y_.stride + col;
+    if (y_.mode == LOWBIT_OUT_F16) {
+      store_16bit<f16>(at, both, y0, y1);
+    } else if (y_.mode == LOWBIT_OUT_BF16) {
+      store_16bit<bf16>(at, both, y0, y1);
+    } else {
+      float* out = static_cast<float*>(y_.out) + at;
+      const bool add = y_.mode == LOWBIT_OUT_F32_ADD;
+      if (both && pairs_) {
+        float2* out2 = reinterpret_cast<float2*>(out);
+        const float2 old = add ? *out2 : make_float2(0.0f, 0.0f);
+        *out2 = add ? make_float2(__fadd_rn(old.x, y0), __fadd_rn(old.y, y1)) : make_float2(y0, y1);
+        return;
+      }
+      out[0] = add ? __fadd_rn(out[0], y0) : y0;
+      if (both) out[1] = add ? __fadd_rn(out[1], y1) : y1;
+    }
+  }
+
+  __device__ __forceinline__ void store1(uint32_t row, uint32_t col, float y) const {
+    if (row >= y_.m || col >= y_.n) return;
+    if (y_.bias != nullptr) y = __fadd_rn(y, y_.bias[col]);
+    const size_t at = static_cast<size_t>(row) * y_.stride + col;
+    if (y_.mode == LOWBIT_OUT_F16) {
+      static_cast<f16*>(y_.out)[at] = from_float<f16>(y);
+    } else if (y_.mode == LOWBIT_OUT_BF16) {
+      static_cast<bf16*>(y_.out)[at] = from_float<bf16>(y);
+    } else {
+      float* out = static_cast<float*>(y_.out) + at;
+      *out = y_.mode == LOWBIT_OUT_F32_ADD ? __fadd_rn(*out, y) : y;
+    }
+  }
+
+ private:
+  template <typename T>
+  __device__ __forceinline__ void store_16bit(size_t at, bool both, float y0, float y1) const {
+    T* out = static_cast<T*>(y_.out) + at;
+    if (both && pairs_) {
+      *reinterpret_cast<uint32_t*>(out) = pack2<T>(y0, y1);
+      return;
+    }
+    out[0] = from_float<T>(y0);
+    if (both) out[1] = from_float<T>(y1);
+  }
+
+  const LinearOut& y_;
+  const bool pairs_;  // two columns can be stored at once, `col` being even
+};
+
+// Tile of this block in an [m, n] output cut into BM x BN tiles, numbered so that blocks that run together share
+// rows of w and of x in L2: down eight tiles of rows, then to the next column.
+template <int BM, int BN>
+__device__ __forceinline__ uint2 tile_of_block(uint32_t m, uint32_t n) {
+  constexpr uint32_t BAND = 8;
+  const uint32_t tiles_m = (m + BM - 1) / BM;
+  const uint32_t tiles_n = (n + BN - 1) / BN;
+  const uint32_t band = blockIdx.x / (BAND * tiles_n);
+  const uint32_t height = min(BAND, tiles_m - band * BAND);
+  const uint32_t inside = blockIdx.x - band * BAND * tiles_n;
+  return make_uint2(band * BAND + inside % height, inside / height);
+}

@@ -1,0 +1,103 @@
+// Linear layers of any shape and grouping, without speed: what the tensor-core kernels do not take (rows that do not
+// start on 16 bytes, groups that are no multiple of 32, fractional zero points).
+//
+// Computes: what gemm_w8a8, gemm_w4a8, gemm_w4a16 and gemm_16bit compute, from canonical weights.
+// Layout:   everything row-major: x [m, k], codes (one to a byte) or floats [n, k], scales and zeros [n, groups].
+// Grid:     one warp a column n of y; blockIdx.y takes ROWS rows.
+// Numerics: int8 exactly as the CPU: integer sums of a group, then one chain of float operations in group order.
+//           Floats: each lane sums every 32nd column in f32, lanes are added in a fixed order. Deterministic.
+
+#include "common/linear_out.cuh"
+
+constexpr int WARPS = 8;
+constexpr int ROWS = 8;
+
+template <typename Sum>
+__device__ __forceinline__ Sum warp_sum(Sum value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffff, value, distance);
+  return value;
+}
+
+// `weight(column)` is the f32 weight of this warp's row.
+template <typename T, typename Weight>
+__device__ __forceinline__ void any_floats(const GemmAnyArgs& args, uint32_t n, Weight weight) {
+  const uint32_t lane = threadIdx.x % 32, first = blockIdx.y * ROWS;
+  const T* x = static_cast<const T*>(args.x);
+  float sum[ROWS] = {};
+  for (uint32_t column = lane; column < args.k; column += 32) {
+    const float w = weight(column);
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+      if (first + i < args.y.m) {
+        sum[i] = fmaf(to_float(x[static_cast<size_t>(first + i) * args.k + column]), w, sum[i]);
+      }
+    }
+  }
+  const LinearWriter writer(args.y);
+#pragma unroll
+  for (int i = 0; i < ROWS; ++i) {
+    const float y = warp_sum(sum[i]);
+    if (lane == 0) writer.store1(first + i, n, y);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void any_quant(const GemmAnyArgs& args) {
+  const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32;
+  if (n >= args.y.n) return;
+  const size_t groups = (args.k + args.group - 1) / args.group;
+  const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
+  const float *scales = args.w_scales + n * groups, *zeros = args.w_zeros + n * groups;
+  any_floats<T>(args, n, [&](uint32_t column) {
+    const uint32_t group = column / args.group;
+    return scales[group] * (static_cast<float>(codes[column]) - zeros[group]);
+  });
+}
+
+template <typename T>
+__device__ __forceinline__ void any_dense(const GemmAnyArgs& args) {
+  const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32;
+  if (n >= args.y.n) return;
+  const T* w = static_cast<const T*>(args.w) + static_cast<size_t>(n) * args.k;
+  any_floats<T>(args, n, [&](uint32_t column) { return to_float(w[column]); });
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_quant_f16(const __grid_constant__ GemmAnyArgs args) {
+  any_quant<f16>(args);
+}
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_quant_bf16(const __grid_constant__ GemmAnyArgs args) {
+  any_quant<bf16>(args);
+}
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_dense_f16(const __grid_constant__ GemmAnyArgs args) {
+  any_dense<f16>(args);
+}
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_dense_bf16(const __grid_constant__ GemmAnyArgs args) {
+  any_dense<bf16>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_int8(const __grid_constant__ GemmAnyArgs args) {
+  const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (n >= args.y.n) return;
+  const size_t groups = (args.k + args.group - 1) / args.group;
+  const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
+  const float *scales = args.w_scales + n * groups, *zeros = args.w_zeros + n * groups;
+  const LinearWriter writer(args.y);
+  for (uint32_t row = blockIdx.y * ROWS; row < min(args.y.m, (blockIdx.y + 1) * ROWS); ++row) {
+    const int8_t* x = static_cast<const int8_t*>(args.x) + static_cast<size_t>(row) * args.k;
+    const float x_scale = args.x_scales[row];
+    float y = 0.0f;
+    for (uint32_t group = 0; group < groups; ++group) {
+      const int32_t zero = static_cast<int32_t>(zeros[group]);
+      const uint32_t end = min(args.k, (group + 1) * args.group);
+      int32_t sum = 0;
+      for (uint32_t column = group * args.group + lane; column < end; column += 32) {
+        sum += (x[column] - args.x_zero) * (codes[column] - zero);
+      }
+      const float exact = __int2float_rn(warp_sum(sum));
+      y = groups == 1 ? __fmul_rn(__fmul_rn(exact, x_scale), scales[0]) : __fmaf_rn(exact, scales[group], y);
+    }
+    if (groups > 1) y = __fmul_rn(y, x_scale);
+    if (lane == 0) writer.store1(row, n, y);
+  }
+}

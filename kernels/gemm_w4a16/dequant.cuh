@@ -1,0 +1,124 @@
+// Codes to 16-bit floats in registers: exactly `code - zero`, never scaled. Group scales go on the f32 sums, so no
+// weight is ever rounded; with |code - zero| <= 256 both f16 and bf16 hold it exactly.
+//
+// Idea of the bit trick: an unsigned integer put into the low mantissa bits of a float of fitting exponent *is* that
+// float plus the integer (Kim et al., "Who Says Elephants Can't Run", 2022), so that one LOP3 makes two numbers and
+// one packed operation takes the offset and the zero point away.
+#pragma once
+
+#include "common/dtype.cuh"
+
+// What `CodeTile<T, BITS>::fragment` subtracts, made once per weight row and group.
+template <typename T, int BITS>
+struct ZeroPoint;
+
+// (a & mask) | bits
+__device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
+  return r;
+}
+__device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+__device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+// The codes one lane holds of a 16 x 32 part of the weight (rows g and g + 8; columns 8t .. 8t + 7), as they lie in
+// memory. `fragment<HALF>` gives columns 8t + 4 HALF .. + 3 as four words:
+// p[0] row g, columns 0 1; p[1] row g + 8, columns 0 1; p[2] row g, columns 2 3; p[3] row g + 8, columns 2 3.
+// That is the A operand of m16n8k16, and two B operands: (p[0], p[2]) and (p[1], p[3]).
+template <typename T, int BITS>
+struct CodeTile;
+
+// 4 bits: nibbles p and p + 4 of word HALF are the low and high element of p[p].
+template <>
+struct ZeroPoint<f16, 4> {
+  // Row g is unpacked as 1024 + q (one unit in the last place of 1024 is 1); row g + 8 as 1024 + 16 q, then / 16.
+  static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0x6400u + z) * 0x00010001u; }           // 1024 + z
+  static __device__ __forceinline__ uint32_t high(uint32_t z) { return (0xd400u + (z << 4)) * 0x00010001u; }  // -(64 + z)
+};
+template <>
+struct CodeTile<f16, 4> {
+  uint32_t words[2];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
+    constexpr uint32_t SIXTEENTH = 0x2c002c00;
+    const uint32_t w = words[HALF], v = w >> 8;
+    p[0] = sub_f16x2(select_bits(w, 0x000f000f, 0x64006400), zero_g);
+    p[1] = fma_f16x2(select_bits(w, 0x00f000f0, 0x64006400), SIXTEENTH, zero_g8);
+    p[2] = sub_f16x2(select_bits(v, 0x000f000f, 0x64006400), zero_g);
+    p[3] = fma_f16x2(select_bits(v, 0x00f000f0, 0x64006400), SIXTEENTH, zero_g8);
+  }
+};
+
+// bf16 has 7 mantissa bits: 128 + q, and no room for the / 16 form. fma by one is the packed subtraction sm_80 has.
+template <>
+struct ZeroPoint<bf16, 4> {
+  static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0xc300u + z) * 0x00010001u; }  // -(128 + z)
+  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
+};
+template <>
+struct CodeTile<bf16, 4> {
+  uint32_t words[2];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
+    constexpr uint32_t ONE = 0x3f803f80;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t q = select_bits(words[HALF] >> (4 * i), 0x000f000f, 0x43004300);
+      p[i] = fma_bf16x2(q, ONE, i % 2 == 0 ? zero_g : zero_g8);
+    }
+  }
+};
+
+// 8 bits: words 0 and 1 are row g, words 2 and 3 row g + 8; byte i of word HALF is column 4 HALF + i.
+template <>
+struct ZeroPoint<f16, 8> {
+  static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0x6400u + z) * 0x00010001u; }  // 1024 + z
+  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
+};
+template <>
+struct CodeTile<f16, 8> {
+  uint32_t words[4];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t w = words[2 * (i % 2) + HALF];
+      p[i] = sub_f16x2(__byte_perm(w, 0x64646464, i < 2 ? 0x4140 : 0x4342), i % 2 == 0 ? zero_g : zero_g8);
+    }
+  }
+};
+
+// An 8-bit code does not fit bf16's mantissa beside an offset: by way of f32, 2^23 + q.
+template <>
+struct ZeroPoint<bf16, 8> {
+  static __device__ __forceinline__ uint32_t low(uint32_t z) { return 0x4b000000u + z; }  // f32 2^23 + z
+  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
+};
+template <>
+struct CodeTile<bf16, 8> {
+  uint32_t words[4];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t w = words[2 * (i % 2) + HALF];
+      const float zero = __uint_as_float(i % 2 == 0 ? zero_g : zero_g8);
+      const float low = __uint_as_float(__byte_perm(w, 0x4b000000, i < 2 ? 0x7650 : 0x7652)) - zero;
+      const float high = __uint_as_float(__byte_perm(w, 0x4b000000, i < 2 ? 0x7651 : 0x7653)) - zero;
+      p[i] = pack2<bf16>(low, high);
+    }
+  }
+};

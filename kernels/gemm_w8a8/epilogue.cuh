@@ -1,0 +1,9 @@
+// From exact int32 sums to outputs: the float operations of W8A8, the same on every device (docs/numerics.md).
+#pragma once
+
+#include "common/linear_out.cuh"
+
+// y = (float(acc - x_zero * sum(w)) * x_scale) * w_scale, each operation rounded once.
+__device__ __forceinline__ float dequantize_w8a8(int32_t acc, int32_t correction, float x_scale, float w_scale) {
+  return __fmul_rn(__fmul_rn(__int2float_rn(acc - correction), x_scale), w_scale);
+}

@@ -1,0 +1,256 @@
+//! Which kernel, in which configuration, runs a linear layer: a pure function of layout, shape and GPU.
+//!
+//! The tables repeat the configurations at the end of each `.cu` file; a test compares them.
+
+use super::pack::Layout;
+
+/// One launch, all but its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Launch {
+    /// Path under kernels/ without `.cu`.
+    pub(super) module: &'static str,
+    /// Kernel in it.
+    pub(super) function: String,
+    /// Configuration as reports name it; empty where there is only one.
+    pub(super) config: String,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared_bytes: u32,
+}
+
+/// What a choice depends on beside the number of rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Problem {
+    pub(super) layout: Layout,
+    pub(super) n: usize,
+    pub(super) sm_count: u32,
+    /// `f16` or `bf16`.
+    pub(super) suffix: &'static str,
+}
+
+/// A block's part of the output, and what the cost model knows of it.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    bm: usize,
+    bn: usize,
+    /// Columns of k in one stage.
+    bk: usize,
+    warps_m: u32,
+    warps_n: u32,
+    stages: u32,
+    /// Blocks meant to share a multiprocessor, which bounds their registers.
+    blocks: u32,
+    /// Speed of a full multiprocessor on this tile, relative to the family's best.
+    rate: f64,
+}
+
+impl Tile {
+    fn threads(&self) -> u32 {
+        32 * self.warps_m * self.warps_n
+    }
+
+    fn count(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.bm) * n.div_ceil(self.bn)
+    }
+
+    /// Time of `[m, n]` in arbitrary units: blocks of the busiest multiprocessor, each as long as its area over its
+    /// speed.
+    fn cost(&self, m: usize, n: usize, sm_count: u32) -> f64 {
+        self.count(m, n).div_ceil(sm_count as usize) as f64 * (self.bm * self.bn) as f64 / self.rate
+    }
+}
+
+#[rustfmt::skip]
+const W8A8: [Tile; 5] = [
+    Tile { bm: 16, bn: 32, bk: 256, warps_m: 1, warps_n: 2, stages: 6, blocks: 3, rate: 0.2 },
+    Tile { bm: 64, bn: 32, bk: 128, warps_m: 2, warps_n: 2, stages: 6, blocks: 2, rate: 0.4 },
+    Tile { bm: 64, bn: 64, bk: 128, warps_m: 2, warps_n: 2, stages: 4, blocks: 2, rate: 0.6 },
+    Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 2, stages: 4, blocks: 2, rate: 0.9 },
+    Tile { bm: 128, bn: 256, bk: 64, warps_m: 2, warps_n: 4, stages: 4, blocks: 1, rate: 1.0 },
+];
+#[rustfmt::skip]
+const W4A8: [Tile; 3] = [
+    Tile { bm: 16, bn: 64, bk: 128, warps_m: 1, warps_n: 4, stages: 6, blocks: 2, rate: 0.3 },
+    Tile { bm: 64, bn: 64, bk: 128, warps_m: 2, warps_n: 2, stages: 4, blocks: 2, rate: 0.7 },
+    Tile { bm: 128, bn: 128, bk: 128, warps_m: 2, warps_n: 4, stages: 3, blocks: 1, rate: 1.0 },
+];
+#[rustfmt::skip]
+const W4A16: [Tile; 3] = [
+    Tile { bm: 32, bn: 64, bk: 64, warps_m: 1, warps_n: 4, stages: 6, blocks: 3, rate: 0.5 },
+    Tile { bm: 64, bn: 64, bk: 64, warps_m: 2, warps_n: 2, stages: 5, blocks: 2, rate: 0.7 },
+    Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 4, stages: 4, blocks: 1, rate: 1.0 },
+];
+#[rustfmt::skip]
+const DENSE: [Tile; 3] = [
+    Tile { bm: 16, bn: 64, bk: 64, warps_m: 1, warps_n: 4, stages: 6, blocks: 3, rate: 0.3 },
+    Tile { bm: 64, bn: 64, bk: 64, warps_m: 2, warps_n: 2, stages: 4, blocks: 2, rate: 0.6 },
+    Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 4, stages: 3, blocks: 1, rate: 1.0 },
+];
+
+/// Most rows of gemm_w4a16/gemv.
+const GEMV_ROWS: usize = 16;
+/// Warps of a block, and rows it takes, in gemm_any.
+const ANY_WARPS: usize = 8;
+const ANY_ROWS: usize = 8;
+
+/// The launch for `m` rows, `m` at least 1.
+pub(super) fn choose(p: &Problem, m: usize) -> Launch {
+    let suffix = p.suffix;
+    match p.layout {
+        Layout::Rows8 => {
+            let tile = best(&W8A8, p, m);
+            let shape = format!("{}x{}x{}", tile.bm, tile.bn, tile.bk);
+            let shared = tile.stages as usize * (tile.bm + tile.bn) * tile.bk;
+            tiled(p, m, tile, "gemm_w8a8/sm80", format!("gemm_w8a8_{shape}"), shape, shared)
+        }
+        Layout::Fragments8Bit { bits } => {
+            let tile = best(&W4A8, p, m);
+            let shape = format!("{}x{}", tile.bm, tile.bn);
+            let shared = tile.stages as usize * (128 * tile.bm + 16 * bits * tile.bn);
+            let function = format!("gemm_grouped_w{bits}a8_{shape}");
+            tiled(p, m, tile, "gemm_w4a8/sm80", function, format!("w{bits} {shape}"), shared)
+        }
+        Layout::Fragments16Bit { bits } if m <= GEMV_ROWS => gemv(p, bits, m),
+        Layout::Fragments16Bit { bits } => {
+            let tile = best(&W4A16, p, m);
+            let shape = format!("{}x{}", tile.bm, tile.bn);
+            let shared = tile.stages as usize * (128 * tile.bm + 8 * bits * tile.bn);
+            let function = format!("gemm_w{bits}a16_{shape}_{suffix}");
+            tiled(p, m, tile, "gemm_w4a16/sm80", function, format!("w{bits} {shape}"), shared)
+        }
+        Layout::Dense { aligned: true } => {
+            let tile = best(&DENSE, p, m);
+            let shape = format!("{}x{}", tile.bm, tile.bn);
+            let shared = tile.stages as usize * 128 * (tile.bm + tile.bn);
+            tiled(p, m, tile, "gemm_16bit/sm80", format!("gemm_16bit_{shape}_{suffix}"), shape, shared)
+        }
+        Layout::Dense { aligned: false } => any(p, m, format!("gemm_any_dense_{suffix}"), "dense"),
+        Layout::Canonical { int8: false } => any(p, m, format!("gemm_any_quant_{suffix}"), "quant"),
+        Layout::Canonical { int8: true } => any(p, m, "gemm_any_int8".into(), "int8"),
+    }
+}
+
+fn best<'a>(tiles: &'a [Tile], p: &Problem, m: usize) -> &'a Tile {
+    let cost = |tile: &Tile| tile.cost(m, p.n, p.sm_count);
+    tiles.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("a family has tiles")
+}
+
+fn tiled(
+    p: &Problem,
+    m: usize,
+    tile: &Tile,
+    module: &'static str,
+    function: String,
+    config: String,
+    shared: usize,
+) -> Launch {
+    let blocks = tile.count(m, p.n) as u32;
+    Launch { module, function, config, grid: [blocks, 1, 1], threads: tile.threads(), shared_bytes: shared as u32 }
+}
+
+/// Four tiles of 16 rows to a warp share what is read of x; one makes more blocks. Four once they still make three
+/// blocks a multiprocessor.
+fn gemv(p: &Problem, bits: usize, m: usize) -> Launch {
+    let tokens8 = m.div_ceil(8);
+    let tiles = if p.n.div_ceil(64) >= 3 * p.sm_count as usize { 4 } else { 1 };
+    Launch {
+        module: "gemm_w4a16/gemv",
+        function: format!("gemv_w{bits}a16_{tokens8}x{tiles}_{}", p.suffix),
+        config: format!("w{bits} {}x{}", 8 * tokens8, 16 * tiles),
+        grid: [p.n.div_ceil(16 * tiles) as u32, 1, 1],
+        threads: 256,
+        shared_bytes: 0,
+    }
+}
+
+fn any(p: &Problem, m: usize, function: String, config: &str) -> Launch {
+    Launch {
+        module: "gemm_any/any",
+        function,
+        config: config.into(),
+        grid: [p.n.div_ceil(ANY_WARPS) as u32, m.div_ceil(ANY_ROWS) as u32, 1],
+        threads: 32 * ANY_WARPS as u32,
+        shared_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: u32 = 132;
+
+    fn at(layout: Layout, n: usize, m: usize) -> Launch {
+        choose(&Problem { layout, n, sm_count: H200, suffix: "f16" }, m)
+    }
+
+    /// Arguments of each use of `name(` at the start of a line.
+    fn uses(source: &str, name: &str) -> Vec<Vec<u32>> {
+        let lines = source.lines().filter_map(|l| l.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')'));
+        lines.map(|l| l.split(", ").map(|x| x.parse().expect("a number")).collect()).collect()
+    }
+
+    #[test]
+    fn tables_are_those_of_the_kernels() {
+        let w8a8: Vec<Vec<u32>> = W8A8
+            .iter()
+            .map(|t| vec![t.bm as u32, t.bn as u32, t.bk as u32, t.warps_m, t.warps_n, t.stages, t.blocks])
+            .collect();
+        assert_eq!(uses(include_str!("../../../kernels/gemm_w8a8/sm80.cu"), "GEMM_W8A8"), w8a8);
+        let without_k = |tiles: &[Tile]| -> Vec<Vec<u32>> {
+            tiles.iter().map(|t| vec![t.bm as u32, t.bn as u32, t.warps_m, t.warps_n, t.stages, t.blocks]).collect()
+        };
+        assert_eq!(uses(include_str!("../../../kernels/gemm_w4a8/sm80.cu"), "GEMM_W4A8_BITS"), without_k(&W4A8));
+        assert_eq!(uses(include_str!("../../../kernels/gemm_w4a16/sm80.cu"), "GEMM_W4A16_TYPES"), without_k(&W4A16));
+        assert_eq!(uses(include_str!("../../../kernels/gemm_16bit/sm80.cu"), "GEMM_16BIT_TYPES"), without_k(&DENSE));
+        let gemv = uses(include_str!("../../../kernels/gemm_w4a16/gemv.cu"), "GEMV_W4A16_TYPES");
+        assert_eq!(gemv, [[1, 1], [1, 4], [2, 1], [2, 4]]);
+        let any = include_str!("../../../kernels/gemm_any/any.cu");
+        assert!(any.contains(&format!("constexpr int WARPS = {ANY_WARPS};")));
+        assert!(any.contains(&format!("constexpr int ROWS = {ANY_ROWS};")));
+    }
+
+    /// 100 KB, what a block may have on sm_86 and sm_89, less the kilobyte the system takes.
+    #[test]
+    fn every_configuration_fits_every_gpu() {
+        for m in [1, 16, 17, 64, 128, 512, 4096, 65536] {
+            for n in [1, 64, 4096, 57344] {
+                for bits in [4, 8] {
+                    for layout in [
+                        Layout::Rows8,
+                        Layout::Fragments8Bit { bits },
+                        Layout::Fragments16Bit { bits },
+                        Layout::Dense { aligned: true },
+                    ] {
+                        let launch = at(layout, n, m);
+                        assert!(launch.shared_bytes <= 99 << 10, "{launch:?}");
+                        assert!(launch.grid[0] > 0 && launch.threads <= 256, "{launch:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_get_small_tiles_and_many_get_large_ones() {
+        assert_eq!(at(Layout::Rows8, 4096, 1).config, "16x32x256");
+        assert_eq!(at(Layout::Rows8, 57344, 16).config, "16x32x256");
+        assert_eq!(at(Layout::Rows8, 28672, 4096).config, "128x256x64");
+        let w4 = Layout::Fragments16Bit { bits: 4 };
+        assert_eq!((at(w4, 4096, 8).module, at(w4, 4096, 8).config.as_str()), ("gemm_w4a16/gemv", "w4 8x16"));
+        assert_eq!(at(w4, 57344, 16).config, "w4 16x64");
+        assert_eq!((at(w4, 4096, 17).module, at(w4, 4096, 17).config.as_str()), ("gemm_w4a16/sm80", "w4 32x64"));
+        assert_eq!(at(w4, 8192, 4096).config, "w4 128x128");
+    }
+
+    #[test]
+    fn blocks_cover_the_output() {
+        for (m, n) in [(1, 1), (65, 129), (128, 256), (257, 4097)] {
+            let launch = at(Layout::Rows8, n, m);
+            let (bm, rest) = launch.config.split_once('x').expect("a tile");
+            let (bn, _) = rest.split_once('x').expect("a tile");
+            let (bm, bn): (usize, usize) = (bm.parse().expect("bm"), bn.parse().expect("bn"));
+            assert_eq!(launch.grid[0] as usize, m.div_ceil(bm) * n.div_ceil(bn));
+        }
+    }
+}

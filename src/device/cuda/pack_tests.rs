@@ -1,0 +1,133 @@
+//! Layouts of packed weights, unpacked by the formulas of docs/formats.md.
+
+use super::*;
+
+/// Code of row `r`, column `c` in fragment order, by the formulas of docs/formats.md.
+fn unpack(bytes: &[u8], bits: usize, int8: bool, k: usize, r: usize, c: usize) -> u8 {
+    let (g, t, half) = (r % 8, c % 32 / 8, r % 16 / 8);
+    let lane = 4 * g + t;
+    if bits == 8 {
+        let tile = r / 16 * (k.div_ceil(64) * 2) + c / 32;
+        return bytes[tile * 512 + lane * 16 + half * 8 + c % 8];
+    }
+    let tile = r / 16 * k.div_ceil(64) + c / 64;
+    let word = c % 64 / 32 * 2 + c % 8 / 4;
+    let i = c % 4;
+    let nibble = if int8 { half + 2 * i } else { half + i / 2 * 2 + i % 2 * 4 };
+    bytes[tile * 512 + lane * 16 + word * 4 + nibble / 2] >> (nibble % 2 * 4) & 15
+}
+
+fn weight(n: usize, k: usize, bits: u8, group_size: usize, zero: impl Fn(usize) -> f32) -> QuantWeight {
+    let groups = k.div_ceil(group_size);
+    // A multiplicative hash: neighbours differ, and no period fits a tile.
+    let code = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> (32 - bits)) as u8;
+    QuantWeight {
+        n,
+        k,
+        bits,
+        group_size,
+        codes: (0..n * k).map(code).collect(),
+        scales: (0..n * groups).map(|i| 0.5 + i as f32).collect(),
+        zeros: (0..n * groups).map(zero).collect(),
+        order: None,
+    }
+}
+
+fn symmetric(n: usize, k: usize, bits: u8, group_size: usize) -> QuantWeight {
+    weight(n, k, bits, group_size, |_| f32::from(1u16 << (bits - 1)))
+}
+
+fn u8s(data: &HostData) -> &[u8] {
+    match data {
+        HostData::U8(bytes) => bytes,
+        other => panic!("{} weights", other.dtype()),
+    }
+}
+
+const DYNAMIC: ActQuant = ActQuant::DynamicPerToken;
+
+#[test]
+fn fragments_hold_every_code_where_the_documentation_says() {
+    for (n, k) in [(1, 16), (16, 64), (17, 80), (40, 208)] {
+        for bits in 2..=8u8 {
+            for activation in [ActQuant::None, DYNAMIC] {
+                let q = symmetric(n, k, bits, 32.min(k));
+                let host = HostPacked::quant(&q, activation);
+                let container = if bits <= 4 { 4 } else { 8 };
+                let int8 = activation != ActQuant::None;
+                let expected = if int8 && !(bits > 4 && q.groups() == 1) {
+                    Layout::Fragments8Bit { bits: container }
+                } else if int8 {
+                    Layout::Rows8
+                } else {
+                    Layout::Fragments16Bit { bits: container }
+                };
+                assert_eq!(host.layout, expected, "{n} {k} {bits}");
+                if host.layout == Layout::Rows8 {
+                    continue;
+                }
+                let bytes = u8s(&host.weights);
+                assert_eq!(bytes.len(), n.next_multiple_of(16) * k.next_multiple_of(64) * container / 8);
+                for r in 0..n {
+                    for c in 0..k {
+                        let code = q.codes[r * k + c];
+                        let stored = if int8 && bits > 4 { code.wrapping_sub(1 << (bits - 1)) } else { code };
+                        assert_eq!(unpack(bytes, container, int8, k, r, c), stored, "{n} {k} {bits} at {r}, {c}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The worked tile of docs/formats.md.
+#[test]
+fn worked_tile() {
+    let mut q = symmetric(16, 16, 4, 16);
+    q.codes = (0..256).map(|i| ((i / 16 + i % 16) % 16) as u8).collect();
+    let floats = HostPacked::quant(&q, ActQuant::None);
+    // Lane 0 holds rows 0 and 8, columns 0 to 7; lane 5 rows 1 and 9, columns 8 to 15.
+    assert_eq!(u8s(&floats.weights)[..8], [0x80, 0xa2, 0x91, 0xb3, 0xc4, 0xe6, 0xd5, 0xf7]);
+    assert_eq!(u8s(&floats.weights)[80..88], [0x19, 0x3b, 0x2a, 0x4c, 0x5d, 0x7f, 0x6e, 0x80]);
+    let int8 = HostPacked::quant(&q, DYNAMIC);
+    assert_eq!(u8s(&int8.weights)[..8], [0x80, 0x91, 0xa2, 0xb3, 0xc4, 0xd5, 0xe6, 0xf7]);
+}
+
+#[test]
+fn rows_are_codes_minus_zero_points() {
+    let q = symmetric(3, 48, 8, 48);
+    let host = HostPacked::quant(&q, ActQuant::StaticPerTensor { scale: 1.0, zero_point: 3 });
+    assert_eq!(host.layout, Layout::Rows8);
+    let expected: Vec<i8> = q.codes.iter().map(|&code| (i32::from(code) - 128) as i8).collect();
+    assert_eq!(host.weights, HostData::I8(expected.clone()));
+    let sums: Vec<i32> = expected.chunks(48).map(|row| row.iter().map(|&x| i32::from(x)).sum()).collect();
+    assert_eq!(host.sums, Some(sums));
+}
+
+#[test]
+fn scales_and_zeros_lie_by_group() {
+    let q = weight(17, 64, 4, 32, |i| (i % 17) as f32);
+    let host = HostPacked::quant(&q, ActQuant::None);
+    let scales = host.scales.expect("scales");
+    assert_eq!(scales.len(), 2 * 32);
+    assert_eq!((scales[0], scales[1], scales[16], scales[17]), (0.5, 2.5, 32.5, 0.0));
+    assert_eq!((scales[32], scales[33]), (1.5, 3.5));
+    let zeros = host.zeros.expect("zeros");
+    assert_eq!(u8s(&zeros)[..4], [0, 0, 2, 0]);
+    assert_eq!(u8s(&zeros)[64..68], [1, 0, 3, 0]);
+}
+
+#[test]
+fn what_the_fast_kernels_cannot_hold_stays_canonical() {
+    let canonical =
+        |q: &QuantWeight, activation| layout(q, activation) == Layout::Canonical { int8: activation != ActQuant::None };
+    // Rows that do not start on 16 bytes, groups that are no multiple of 32, fractional zero points.
+    assert!(canonical(&symmetric(4, 36, 4, 36), ActQuant::None));
+    assert!(canonical(&symmetric(4, 40, 8, 40), DYNAMIC));
+    assert!(canonical(&symmetric(4, 96, 4, 48), ActQuant::None));
+    assert!(canonical(&symmetric(4, 96, 4, 16), DYNAMIC));
+    assert!(canonical(&weight(4, 64, 4, 32, |_| 7.5), ActQuant::None));
+    // Codes of 8 bits about a zero point far from the middle.
+    assert!(canonical(&weight(4, 64, 8, 64, |_| 3.0), DYNAMIC));
+    assert!(!canonical(&weight(4, 64, 8, 64, |_| 256.0), ActQuant::None));
+}
