@@ -9,6 +9,7 @@
 #![allow(unreachable_pub)] // what test modules share is `pub`
 
 mod checkpoint;
+mod cli;
 mod common;
 mod hub;
 mod layering;

@@ -1,0 +1,118 @@
+//! `inspect`, `verify`, `bench`, `doctor`, and the help.
+
+use super::{DEMO, lowbit};
+use crate::common::fixtures::fixture;
+
+#[test]
+fn inspect_describes_the_demo() {
+    let got =
+        lowbit(&["inspect", DEMO, "--device", "cpu", "--max-model-len", "160", "--max-num-seqs", "3", "--json"]).json();
+    assert_eq!(
+        (&got["architecture"], &got["num_layers"], &got["parameters"]),
+        (&"Llama".into(), &6.into(), &5_770_496.into())
+    );
+    assert_eq!(
+        got["layers"],
+        serde_json::json!([{ "layers": "0-5", "linears": ["q,k,v,o,gate,up,down: w4a16 g128 sym"] }])
+    );
+    // 4 bits and a 16-bit scale for 128 of them.
+    assert_eq!(got["linear_bits_per_weight"], 4.125);
+    // Keys and values of 6 layers, 2 heads of 64, in f32, for 3 x 160 tokens.
+    assert_eq!(got["memory"]["kv_cache_bytes"], 2 * 6 * 2 * 64 * 4 * 3 * 160);
+    assert_eq!(got["memory"]["fits"], true);
+    assert_eq!(got["kernels"][0]["scheme"], "w4a16 g128 sym");
+    let text = lowbit(&["inspect", DEMO, "--device", "cpu"]);
+    assert_eq!(text.code, Some(0), "{}", text.stderr);
+    assert!(text.stdout.contains("layers 0-5    q,k,v,o,gate,up,down: w4a16 g128 sym\n"), "{}", text.stdout);
+}
+
+#[test]
+fn inspect_names_schemes() {
+    for (name, scheme) in [
+        ("awq-4bit-g128", "w4a16 g128 asym"),
+        ("gptq-4bit-g32-actorder", "w4a16 g32 sym act-order"),
+        ("ct-w8a8-dynamic", "w8a8 per-channel sym, activations int8 dynamic per token"),
+    ] {
+        let got = lowbit(&["inspect", fixture(name).to_str().unwrap(), "--device", "cpu", "--json"]).json();
+        assert_eq!(got["layers"][0]["linears"][0], format!("q,k,v,o,gate,up,down: {scheme}"), "{name}");
+    }
+}
+
+/// The fast path against the specification, for a checkpoint of each family; int8 bit for bit.
+#[test]
+fn verify_passes_on_the_cpu() {
+    let fixtures = ["awq-4bit-g128", "gptq-4bit-g32-actorder", "ct-w8a8-dynamic", "ct-w4a16-gptq"].map(fixture);
+    for dir in [DEMO].into_iter().chain(fixtures.iter().map(|dir| dir.to_str().unwrap())) {
+        let got = lowbit(&["verify", dir, "--device", "cpu", "--layers", "2", "--json"]).json();
+        assert_eq!((&got["passed"], &got["device"]), (&true.into(), &"cpu".into()), "{dir}");
+        let checks = got["checks"].as_array().unwrap();
+        for op in [
+            "embed",
+            "input_norm",
+            "q_proj",
+            "attention prefill",
+            "attention decode",
+            "down_proj",
+            "whole layer",
+            "norm and lm_head",
+        ] {
+            assert!(checks.iter().any(|c| c["op"] == op), "{dir}: {op} was not checked");
+        }
+        let int8 = checks.iter().filter(|c| c["detail"].as_str().unwrap().contains("activations int8"));
+        assert!(int8.clone().all(|c| c["exact"] == true));
+        assert_eq!(int8.count(), if dir.contains("w8a8") { 14 } else { 0 }, "{dir}");
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_verify_passes() {
+    for name in ["awq-4bit-g128", "gptq-4bit-g32-actorder", "ct-w8a8-dynamic", "ct-w4a16-gptq"] {
+        for dtype in ["f16", "bf16"] {
+            let run = lowbit(&["verify", fixture(name).to_str().unwrap(), "--device", "cuda", "--dtype", dtype]);
+            assert_eq!(run.code, Some(0), "{name} in {dtype}: {}{}", run.stdout, run.stderr);
+        }
+    }
+}
+
+#[test]
+fn bench_reports_every_test() {
+    let args = ["bench", DEMO, "--device", "cpu", "-p", "16", "-n", "2", "-b", "1,3", "-d", "0,20", "-r", "2"];
+    let got = lowbit(&[&args[..], &["--json"]].concat()).json();
+    let lines = got.as_array().unwrap();
+    let names: Vec<&str> = lines.iter().map(|line| line["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp16", "tg2", "tg2 b3", "pp16 @ d20", "tg2 @ d20", "tg2 b3 @ d20"]);
+    for line in lines {
+        assert_eq!(line["samples"].as_array().unwrap().len(), 2);
+        assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0 && line["tokens_per_s_stddev"].as_f64().unwrap() >= 0.0);
+        assert_eq!(line["ceiling_fraction"].is_null(), line["n_gen"] == 0);
+    }
+    let table = lowbit(&["bench", DEMO, "--device", "cpu", "--threads", "1", "-p", "16", "-n", "0", "-r", "1"]);
+    assert_eq!(table.code, Some(0), "{}", table.stderr);
+    assert!(table.stdout.starts_with("| model") && table.stdout.contains("| pp16 |"), "{}", table.stdout);
+}
+
+#[test]
+fn doctor_never_fails() {
+    let got = lowbit(&["doctor", "--threads", "1", "--json"]).json();
+    assert_eq!((&got["version"], &got["cpu"]["threads"]), (&env!("CARGO_PKG_VERSION").into(), &1.into()));
+    assert!(got["cpu"]["read_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(got["hub"]["offline"], true);
+    assert_eq!(got["cuda"]["works"] == false, !got["problems"].as_array().unwrap().is_empty());
+    let text = lowbit(&["doctor"]);
+    assert!(text.code == Some(0) && text.stdout.contains("problems"), "{}{}", text.stdout, text.stderr);
+}
+
+#[test]
+fn help_names_verbs_and_exit_codes() {
+    let help = lowbit(&["--help"]).stdout;
+    for word in ["generate", "chat", "eval", "inspect", "verify", "bench", "doctor", "Exit codes:", "LOWBIT", "HF_HOME"]
+    {
+        assert!(help.contains(word), "{word} is not in: {help}");
+    }
+    for verb in ["generate", "chat", "eval", "inspect", "verify", "bench", "doctor"] {
+        let run = lowbit(&[verb, "--help"]);
+        assert!(run.code == Some(0) && run.stdout.contains("Example: lowbit"), "{verb}: {}", run.stdout);
+    }
+    assert!(lowbit(&["--version"]).stdout.starts_with("lowbit "));
+}
