@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
     scheme: String,
 
-    /// Inputs of random weights that share a scale; 0 is one scale for each output channel. Without it 128 for 16-bit
-    /// activations and 4-bit weights, one scale per channel for other 8-bit activations.
+    /// Inputs of random weights that share a scale; 0 is one scale for each output channel. Without it one scale for
+    /// each output channel at 8 bits, else 128.
     #[arg(long, env = "LOWBIT_GROUP_SIZE", value_name = "N")]
     group_size: Option<usize>,
 
@@ -116,6 +116,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         return Err(Error::input("--n-prompt, --n-gen, --depth", reason));
     }
     let device = args.device.open(model_dtype)?;
+    // Before the model, which may leave no room for the measurement.
+    let ceiling = bandwidth::bytes_per_second(&device)?;
     let limits = args.limits(&tests);
     let mut model = match source {
         Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits)?,
@@ -129,7 +131,6 @@ pub(super) fn run(args: &Args) -> Outcome {
             model?
         }
     };
-    let ceiling = ceiling(&device);
     let mut cache = model.new_cache()?;
     let bar = output::progress("tests");
     bar.set_length((tests.len() * (1 + usize::from(args.repetitions))) as u64);
@@ -170,8 +171,7 @@ impl Args {
             ));
         }
         let config = dummy_config(self.dummy.as_deref().unwrap_or_default())?;
-        let group_size =
-            self.group_size.unwrap_or(if self.scheme == "w8a8" || self.scheme == "w8a16" { 0 } else { 128 });
+        let group_size = self.group_size.unwrap_or(if self.scheme.starts_with("w8") { 0 } else { 128 });
         Ok((config, DType::BF16, Source::Dummy(DummyScheme::parse(&self.scheme, group_size)?)))
     }
 
@@ -261,15 +261,6 @@ fn token(model: &Model, i: usize) -> u32 {
     (mixed % model.config().vocab_size as u64) as u32
 }
 
-/// Bytes a second that the device reads at best, where that can be measured.
-fn ceiling(device: &Device) -> Option<f64> {
-    match device {
-        Device::Cpu(_) => Some(bandwidth::read_bytes_per_second()),
-        #[cfg(lowbit_cuda)]
-        Device::Cuda(_) => None,
-    }
-}
-
 /// Parameters of a model, from its shape.
 pub(super) fn parameters(config: &ModelConfig) -> u64 {
     let count = |expected: Expected| match expected {
@@ -288,7 +279,8 @@ struct Report {
     parameters: u64,
     /// Weights that one step of decoding reads.
     weight_bytes: u64,
-    ceiling: Option<f64>,
+    ceiling: f64,
+    ceiling_method: &'static str,
 }
 
 fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
@@ -298,7 +290,7 @@ fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
 }
 
 impl Report {
-    fn new(args: &Args, model: &Model, device: &Device, ceiling: Option<f64>) -> Report {
+    fn new(args: &Args, model: &Model, device: &Device, ceiling: f64) -> Report {
         Report {
             model: args.name(),
             scheme: scheme_summary(model),
@@ -307,6 +299,7 @@ impl Report {
             parameters: parameters(model.config()),
             weight_bytes: model.weight_bytes() as u64,
             ceiling,
+            ceiling_method: bandwidth::method(device),
         }
     }
 
@@ -335,7 +328,7 @@ impl Report {
             "samples": speeds,
             "weight_bytes_per_s": read,
             "ceiling_bytes_per_s": self.ceiling,
-            "ceiling_fraction": read.zip(self.ceiling).map(|(read, ceiling)| read / ceiling),
+            "ceiling_fraction": read.map(|read| read / self.ceiling),
         })
     }
 
@@ -344,7 +337,7 @@ impl Report {
         let row = |(test, speeds): &(Test, Vec<f64>)| {
             let (mean, deviation) = mean_and_deviation(speeds);
             let read = self.bytes_per_second(*test, mean);
-            let fraction = read.zip(self.ceiling).map(|(read, ceiling)| format!("{:.0} %", 100.0 * read / ceiling));
+            let fraction = read.map(|read| format!("{:.0} %", 100.0 * read / self.ceiling));
             vec![
                 self.model.clone(),
                 output::bytes(self.weight_bytes),
@@ -360,9 +353,7 @@ impl Report {
         };
         let rows: Vec<_> = results.iter().map(row).collect();
         let mut text = output::table(&header, &rows, &["size", "params", "threads", "t/s", "GB/s", "of ceiling"]);
-        if let Some(ceiling) = self.ceiling {
-            text.push_str(&format!("\nceiling: {:.1} GB/s, a read loop on the same threads\n", ceiling / 1e9));
-        }
+        text.push_str(&format!("\nceiling: {:.1} GB/s, {}\n", self.ceiling / 1e9, self.ceiling_method));
         text
     }
 }

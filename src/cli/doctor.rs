@@ -1,12 +1,15 @@
 //! `doctor`: what this binary and this machine offer, and what to do about the rest. Never fails.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
+use crate::checkpoint::hub::Hub;
 use crate::device::Device;
+use crate::device::cpu::Level;
+#[cfg(lowbit_cuda)]
+use crate::dtype::DType;
 
 use super::inspect::Lines;
 use super::options::DeviceArgs;
@@ -68,14 +71,16 @@ fn words(name: &str, value: &Value) -> String {
 }
 
 fn cpu() -> Value {
-    let memory = Device::cpu().memory().ok();
+    let device = Device::cpu();
+    let memory = device.memory().ok();
     json!({
         "features": cpu_features(),
+        "fast_paths": format!("{:?}", Level::detect()),
         "threads": rayon::current_num_threads(),
         "cores": std::thread::available_parallelism().ok().map(usize::from),
         "free_memory_bytes": memory.map(|(free, _)| free),
         "total_memory_bytes": memory.map(|(_, total)| total),
-        "read_bytes_per_s": bandwidth::read_bytes_per_second().round(),
+        "read_bytes_per_s": bandwidth::bytes_per_second(&device).ok().map(f64::round),
     })
 }
 
@@ -106,6 +111,13 @@ fn cuda(problems: &mut Vec<String>) -> Value {
         let (major, minor) = gpu.compute_capability;
         format!("{i}: {}, {}, compute capability {major}.{minor}", gpu.name, output::bytes(gpu.memory_bytes))
     });
+    let copy = match probe.problems.is_empty() {
+        true => Device::cuda(0, DType::F16).and_then(|device| bandwidth::bytes_per_second(&device)),
+        false => Ok(0.0),
+    };
+    if let Err(error) = &copy {
+        problems.push(error.to_string());
+    }
     let value = json!({
         "built_in": true,
         "nvcc": probe.nvcc,
@@ -114,7 +126,8 @@ fn cuda(problems: &mut Vec<String>) -> Value {
         "driver_supports_cuda": probe.driver_cuda.map(|(major, minor)| format!("{major}.{minor}")),
         "gpus": gpus.collect::<Value>(),
         "cublaslt": probe.cublaslt,
-        "works": probe.problems.is_empty(),
+        "copy_bytes_per_s": copy.ok().filter(|&rate| rate > 0.0).map(f64::round),
+        "works": probe.problems.is_empty() && problems.is_empty(),
     });
     problems.extend(probe.problems);
     if !probe.gpus.is_empty() && probe.cublaslt.is_none() {
@@ -138,21 +151,16 @@ fn cuda(problems: &mut Vec<String>) -> Value {
 
 /// Where models from the hub go and come from.
 fn hub(problems: &mut Vec<String>) -> Value {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
-        let home = variable("HOME").or_else(|| variable("USERPROFILE"))?;
-        Some(PathBuf::from(home).join(".cache").join("huggingface"))
-    });
-    let cache = variable("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join("hub")));
-    let token = variable("HF_TOKEN").is_some() || home.as_ref().is_some_and(|home| home.join("token").is_file());
-    if cache.is_none() {
-        problems
-            .push("neither HF_HOME nor HOME is set: models cannot be fetched from the hub, directories work".into());
+    match Hub::from_env() {
+        Ok(hub) => json!({
+            "cache": hub.cache,
+            "endpoint": hub.endpoint,
+            "offline": hub.offline,
+            "token": hub.token.is_some(),
+        }),
+        Err(error) => {
+            problems.push(format!("models cannot be fetched from the hub, directories work: {error}"));
+            json!({})
+        }
     }
-    json!({
-        "cache": cache,
-        "endpoint": variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
-        "offline": variable("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&v.to_lowercase().as_str())),
-        "token": token,
-    })
 }

@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, Expected, ModelConfig, RopeScaling};
 use crate::device::Device;
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
-use crate::models::{Limits, MemoryPlan, expected_tensors, layer_tables, resident_bytes};
+use crate::models::{Limits, MemoryPlan, expected_tensors, layer_tables};
 use crate::quant::{LinearWeight, QuantWeight, Scheme, Weight};
 
 use super::generate::MAX_BATCH_TOKENS;
@@ -57,12 +57,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             .find(|l| l.name == "lm_head")
             .map_or("the embedding, transposed".into(), |l| l.scheme.to_string()),
         kernels: kernels(&device, &linears)?,
-        plan: MemoryPlan::new(
-            config,
-            &limits,
-            device.activation_dtype(),
-            weight_bytes(config, &linears, device.activation_dtype()),
-        ),
+        plan: MemoryPlan::new(config, &limits, device.activation_dtype(), |name| checkpoint.linear_scheme(name))?,
         limits,
         memory: device.memory()?,
         device: &device,
@@ -155,14 +150,6 @@ fn blank(scheme: &Scheme, n: usize, k: usize) -> LinearWeight {
         })
     };
     LinearWeight { weight, bias: None, activation: scheme.activation }
-}
-
-/// Bytes of all weights on a device: linears, embedding (twice where it is also the head), norms.
-fn weight_bytes(config: &ModelConfig, linears: &[LinearHeader], dtype: DType) -> u64 {
-    let linear: u64 = linears.iter().map(|l| resident_bytes(&l.scheme, l.n, l.k, dtype)).sum();
-    let embedding = (config.vocab_size * config.hidden_size * 2) as u64;
-    let norms = ((2 * config.num_layers + 1) * config.hidden_size * 4) as u64;
-    linear + embedding * if config.tie_word_embeddings { 2 } else { 1 } + norms
 }
 
 /// Bits of code, scale and zero point for each weight of the linear layers, scales counted as 16 bits.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::builder::FalseyValueParser;
 use signal_hook::consts::SIGINT;
 
-use crate::checkpoint::{Checkpoint, GenerationConfig};
+use crate::checkpoint::{Checkpoint, GenerationConfig, hub};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::sampling::SamplingParams;
@@ -111,14 +111,7 @@ impl ModelFlag {
 
 /// Opens a model by directory or hub id, fetching it first where needed.
 pub(super) fn open_checkpoint(model: &str) -> Result<Checkpoint> {
-    let dir = std::path::Path::new(model);
-    if !dir.is_dir() {
-        return Err(Error::Hub {
-            model: model.into(),
-            reason: "there is no such directory, and hub ids are not fetched yet".into(),
-        });
-    }
-    Checkpoint::open(dir)
+    Checkpoint::open(&hub::resolve(model)?)
 }
 
 /// Type of activations that suits a model on the GPU: bf16 for a model that config.json calls bf16, else f16, as vLLM
@@ -155,7 +148,22 @@ pub(super) fn load_model(checkpoint: &Checkpoint, device: &Device, limits: Limit
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    model
+    let model = model?;
+    log_kernels(&model);
+    Ok(model)
+}
+
+/// Says which kernel runs each scheme, for one row and for many.
+fn log_kernels(model: &Model) {
+    let layers = model.layers().iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+    let mut known = Vec::new();
+    for part in layers.chain([model.head()]).flat_map(|linear| linear.parts()) {
+        let line = format!("{}: {} for one row, {} for many", part.scheme, part.kernel(1), part.kernel(512));
+        if !known.contains(&line) {
+            tracing::info!("kernels of {line}");
+            known.push(line);
+        }
+    }
 }
 
 /// How to choose tokens. What is not given comes from the model's generation_config.json.

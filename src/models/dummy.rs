@@ -10,6 +10,7 @@ use crate::layers::{Linear, RmsNorm};
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
 
 use super::decoder::{DecoderLayer, Limits, Model};
+use super::plan::MemoryPlan;
 
 /// A shape: name, architecture, hidden, intermediate, layers, heads, KV heads, head size, vocabulary, tied head.
 type Shape = (&'static str, Architecture, usize, usize, usize, usize, usize, usize, usize, bool);
@@ -138,6 +139,10 @@ impl Model {
         limits: Limits,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Model> {
+        let kind = |name: &str| if name == "lm_head" { DummyScheme::Bf16 } else { scheme };
+        let group = |name: &str| dummy_linear(kind(name), 1, config.hidden_size, false, 0).scheme();
+        let plan = MemoryPlan::new(&config, &limits, device.activation_dtype(), |name| Ok(group(name)))?;
+        plan.check(device.memory()?.0)?;
         let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.rms_norm_eps);
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
         let ones = |width: usize| RmsNorm::new(device, &HostData::F32(vec![1.0; width]), eps);

@@ -8,6 +8,7 @@ use crate::layers::{Linear, RmsNorm};
 use crate::quant::{ActQuant, LinearWeight, Weight};
 
 use super::decoder::{DecoderLayer, Limits, Model};
+use super::plan::MemoryPlan;
 
 /// Checkpoint names and shapes of one decoder layer's linears: what is fused into one slot is listed together.
 #[derive(Debug, Clone)]
@@ -93,6 +94,8 @@ impl Model {
         for note in checkpoint.check(&expected_tensors(&config))? {
             tracing::info!("{note}");
         }
+        let scheme = |name: &str| checkpoint.linear_scheme(name);
+        MemoryPlan::new(&config, &limits, device.activation_dtype(), scheme)?.check(device.memory()?.0)?;
         let linear = |name: &str| checkpoint.linear(name);
         let tables = layer_tables(&config);
         let mut layers = Vec::with_capacity(tables.len());

@@ -1,6 +1,6 @@
 //! What a model will take of a device's memory, counted before anything is allocated.
 
-use crate::checkpoint::ModelConfig;
+use crate::checkpoint::{Expected, ModelConfig};
 use crate::device::AttentionShape;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -8,6 +8,7 @@ use crate::layers::KvCache;
 use crate::quant::Scheme;
 
 use super::decoder::Limits;
+use super::load::expected_tensors;
 
 /// Bytes a model takes on its device, by use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,20 +22,39 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of a model whose weights take `weights` bytes.
-    pub fn new(config: &ModelConfig, limits: &Limits, dtype: DType, weights: u64) -> MemoryPlan {
+    /// The plan of a model whose linear layers have the schemes that `scheme` tells by module name.
+    ///
+    /// # Errors
+    /// Those of `scheme`.
+    pub fn new(
+        config: &ModelConfig,
+        limits: &Limits,
+        dtype: DType,
+        mut scheme: impl FnMut(&str) -> Result<Scheme>,
+    ) -> Result<MemoryPlan> {
+        let mut weights = 0;
+        for expected in expected_tensors(config) {
+            weights += match expected {
+                Expected::Linear { name, n, k, .. } => resident_bytes(&scheme(&name)?, n, k, dtype),
+                // The embedding stays 16-bit, once more as the head where the two are tied; norms become f32.
+                Expected::Tensor { shape, .. } => match shape[..] {
+                    [n, k] => (n * k * 2) as u64 * if config.tie_word_embeddings { 2 } else { 1 },
+                    _ => 4 * shape.iter().product::<usize>() as u64,
+                },
+            };
+        }
         let per_token = KvCache::bytes_per_token(dtype, &attention_shape(config, None), config.num_layers);
         let rope = (limits.max_model_len * config.head_dim * 4) as u64;
-        MemoryPlan {
+        Ok(MemoryPlan {
             weights: weights + rope,
-            kv_cache: per_token * (limits.kv_blocks * KvCache::BLOCK_SIZE) as u64,
+            kv_cache: per_token.saturating_mul((limits.kv_blocks * KvCache::BLOCK_SIZE) as u64),
             scratch: scratch_bytes(config, limits, dtype),
-        }
+        })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv_cache + self.scratch
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.scratch)
     }
 
     /// Fails when the plan needs more than `free` bytes.

@@ -21,6 +21,8 @@ fn inspect_describes_the_demo() {
     assert_eq!(got["memory"]["kv_cache_bytes"], 2 * 6 * 2 * 64 * 4 * 3 * 160);
     assert_eq!(got["memory"]["fits"], true);
     assert_eq!(got["kernels"][0]["scheme"], "w4a16 g128 sym");
+    let huge = ["inspect", DEMO, "--device", "cpu", "--max-model-len", "16777216", "--max-num-seqs", "65536", "--json"];
+    assert_eq!(lowbit(&huge).json()["memory"]["fits"], false);
     let text = lowbit(&["inspect", DEMO, "--device", "cpu"]);
     assert_eq!(text.code, Some(0), "{}", text.stderr);
     assert!(text.stdout.contains("layers 0-5    q,k,v,o,gate,up,down: w4a16 g128 sym\n"), "{}", text.stdout);
