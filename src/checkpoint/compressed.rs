@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
 
@@ -109,7 +109,7 @@ impl CompressedTensors {
                 rows.for_each(|(row, words)| packing.unpack(words, s.bits, row));
                 (codes, packing)
             }
-            Format::Int => (s.unsigned(m, "weight", &m.integers("weight")?)?, Packing::Dense),
+            Format::Int => (s.unsigned_bytes(m, "weight")?, Packing::Dense),
         };
         let groups = s.groups(k);
         let scales = spread(m.scales("weight_scale")?, n * groups);
@@ -139,9 +139,24 @@ impl GroupScheme {
     fn unsigned(&self, m: &Module, suffix: &str, signed: &[i64]) -> Result<Vec<u8>> {
         let half = 1i64 << (self.bits - 1);
         let code = |&q: &i64| (-half..half).contains(&q).then_some((q + half) as u8);
-        signed.iter().map(code).collect::<Option<Vec<u8>>>().ok_or_else(|| {
-            m.error(suffix, format!("a code is outside {} to {}, the range of {} bits", -half, half - 1, self.bits))
-        })
+        signed.iter().map(code).collect::<Option<Vec<u8>>>().ok_or_else(|| self.out_of_range(m, suffix))
+    }
+
+    /// [`GroupScheme::unsigned`] of a whole weight, without widening it on the way.
+    fn unsigned_bytes(&self, m: &Module, suffix: &str) -> Result<Vec<u8>> {
+        let half = 1u8 << (self.bits - 1);
+        // In range exactly when, moved to unsigned, no bit above the width is set.
+        let codes: Vec<u8> = m.bytes(suffix).par_iter().map(|&byte| byte.wrapping_add(half)).collect();
+        match codes.par_iter().any(|&code| u32::from(code) >> self.bits != 0) {
+            true => Err(self.out_of_range(m, suffix)),
+            false => Ok(codes),
+        }
+    }
+
+    fn out_of_range(&self, m: &Module, suffix: &str) -> Error {
+        let half = 1i64 << (self.bits - 1);
+        let range = format!("{} to {}, the range of {} bits", -half, half - 1, self.bits);
+        m.error(suffix, format!("a code is outside {range}"))
     }
 
     /// `[n, groups]` zero points of unsigned codes.

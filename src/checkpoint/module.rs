@@ -121,6 +121,11 @@ impl<'a> Module<'a> {
         self.shards.words(&self.full(suffix))
     }
 
+    /// A tensor's bytes as they lie in the file; none when it is absent.
+    pub(super) fn bytes(&self, suffix: &str) -> &'a [u8] {
+        self.entry(suffix).map_or(&[], |entry| self.shards.bytes(entry))
+    }
+
     pub(super) fn integers(&self, suffix: &str) -> Result<Vec<i64>> {
         self.shards.integers(&self.full(suffix))
     }
