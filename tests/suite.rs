@@ -17,4 +17,5 @@ mod engine;
 mod golden;
 mod models;
 mod ops;
+mod sampling;
 mod text;

@@ -46,3 +46,75 @@ fn renders_as_transformers() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
+
+#[test]
+fn hostile_templates_end_in_an_error() {
+    let cases = [
+        ("endless loop", "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}"),
+        ("huge range", "{% for i in range(1000000000) %}x{% endfor %}"),
+        ("recursion", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"),
+        ("output", "{% for i in range(100000) %}{{ 'x' * 100000 }}{% endfor %}"),
+        ("repetition", "{{ 'x' * 1000000000000 }}"),
+        (
+            "set blocks",
+            "{% for i in range(100000) %}{% set x %}{{ messages[0].content * 100000 }}{% endset %}{% endfor %}",
+        ),
+        ("unknown filter", "{{ messages | nonsense }}"),
+        ("unknown function", "{{ open('/etc/passwd') }}"),
+        ("include", "{% include '/etc/passwd' %}"),
+        ("attribute of undefined", "{{ nothing.at.all }}"),
+        ("no JSON", "{{ raise_exception | tojson }}"),
+    ];
+    for (what, source) in cases {
+        let rendered = ChatTemplate::from_source(source, BTreeMap::new()).and_then(|t| t.render(&user("hi")));
+        match rendered {
+            Err(Error::Text { reason, .. }) => assert!(reason.contains("chat template"), "{what}: {reason}"),
+            other => panic!("{what}: {:?}", other.map(|text| text.len())),
+        }
+    }
+    for source in ["{% if %}", "{{ (((", "{% for x in %}", &"{{ ".repeat(1 << 20), &"(".repeat(100_000)] {
+        let broken = format!("{{{{ {source}");
+        assert!(matches!(ChatTemplate::from_source(&broken, BTreeMap::new()), Err(Error::Text { .. })));
+    }
+}
+
+#[test]
+fn inputs_of_the_request_cannot_be_replaced() {
+    let template = ChatTemplate::from_source("{{ messages }}", BTreeMap::from([("bos_token".into(), "<s>".into())]));
+    let template = template.unwrap();
+    for name in ["messages", "tools", "bos_token"] {
+        let input = ChatInput { extra: json!({name: 1}).as_object().unwrap().clone(), ..user("x") };
+        assert!(matches!(template.render(&input), Err(Error::Input { .. })), "{name}");
+    }
+    let input = ChatInput { messages: vec![json!("text")], ..ChatInput::default() };
+    assert!(matches!(template.render(&input), Err(Error::Input { .. })));
+    let input = ChatInput { continue_final_message: true, ..ChatInput::default() };
+    assert!(matches!(template.render(&input), Err(Error::Input { .. })));
+}
+
+#[test]
+fn sources_in_order_of_precedence() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let render = |input: &ChatInput| ChatTemplate::load(dir.path()).unwrap().map(|t| t.render(input).unwrap());
+    assert_eq!(render(&user("x")), None);
+    write("tokenizer_config.json", r#"{"eos_token": {"content": "</s>"}}"#);
+    assert_eq!(render(&user("x")), None);
+
+    let named =
+        json!([{"name": "default", "template": "plain {{ eos_token }}"}, {"name": "tool_use", "template": "tools"}]);
+    write("tokenizer_config.json", &json!({"eos_token": {"content": "</s>"}, "chat_template": named}).to_string());
+    assert_eq!(render(&user("x")).unwrap(), "plain </s>");
+    assert_eq!(render(&ChatInput { tools: Some(vec![]), ..user("x") }).unwrap(), "tools");
+    write("chat_template.json", r#"{"chat_template": "from json"}"#);
+    assert_eq!(render(&user("x")).unwrap(), "from json");
+    write("chat_template.jinja", "from jinja");
+    assert_eq!(render(&user("x")).unwrap(), "from jinja");
+
+    for bad in ["[1]", "{", r#"{"chat_template": 5}"#, r#"{"chat_template": [{"name": "a"}]}"#] {
+        fs::remove_file(dir.path().join("chat_template.jinja")).ok();
+        write("chat_template.json", bad);
+        let error = ChatTemplate::load(dir.path());
+        assert!(matches!(&error, Err(Error::Text { what, .. }) if what.contains("chat_template.json")), "{error:?}");
+    }
+}

@@ -1,1 +1,3 @@
 mod chat_template;
+mod stop;
+mod tokenizer;
