@@ -70,7 +70,7 @@ mod cuda {
                 format!("{:7.1} TFLOP/s", self.flops as f64 / seconds / 1e12)
             };
             let (micros, gigabytes, percent) = (seconds * 1e6, rate / 1e9, 100.0 * rate / ceiling_bytes);
-            format!("{:<44}{micros:10.2} us {gigabytes:8.0} GB/s {percent:5.1} % of copy {tflops}", self.name)
+            format!("{:<72}{micros:10.2} us {gigabytes:8.0} GB/s {percent:5.1} % of copy {tflops}", self.name)
         }
     }
 
@@ -128,19 +128,28 @@ mod cuda {
             make: impl Fn() -> Result<T>,
             op: impl Fn(&Device, &mut T) -> Result<()>,
         ) -> Result<()> {
-            if !self.filters.is_empty() && !self.filters.iter().any(|f| case.name.contains(f.as_str())) {
+            if !self.wants(&case.name) {
                 return Ok(());
             }
             let copies = COLD_BYTES.div_ceil(case.bytes).clamp(2, 64) as usize;
             let mut sets = (0..copies).map(|_| make()).collect::<Result<Vec<T>>>()?;
-            op(&self.device, &mut sets[0])?;
+            self.time_graph(&case, copies, || sets.iter_mut().try_for_each(|set| op(&self.device, set)))
+        }
+
+        fn wants(&self, name: &str) -> bool {
+            self.filters.is_empty() || self.filters.iter().any(|f| name.contains(f.as_str()))
+        }
+
+        /// Times a graph of the `ops` ops that `work` enqueues, and prints a line.
+        fn time_graph(&self, case: &Case, ops: usize, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+            work()?; // loads the kernels
             self.device.synchronize()?;
-            let graph = self.gpu.capture(|| sets.iter_mut().try_for_each(|set| op(&self.device, set)))?;
+            let graph = self.gpu.capture(&mut work)?;
             graph.launch()?;
             let mut times =
                 (0..REPLAYS).map(|_| self.gpu.time(|| graph.launch())).collect::<Result<Vec<Duration>>>()?;
             times.sort();
-            println!("{}", case.report(times[REPLAYS / 2] / copies as u32, self.copy_rate));
+            println!("{}", case.report(times[REPLAYS / 2] / ops as u32, self.copy_rate));
             Ok(())
         }
 
@@ -241,6 +250,7 @@ mod cuda {
             })
         }
 
+        /// Layers of Llama-3.1-8B and 70B: qkv, gate and up, down, and a square one.
         fn linear(&self) -> Result<()> {
             let int8 = ActQuant::DynamicPerToken;
             let schemes = [
@@ -250,29 +260,48 @@ mod cuda {
                 ("w4a8 g128", 4, Some(128), int8),
                 ("w8a8", 8, None, int8),
             ];
-            let (n, k) = (HIDDEN, INTERMEDIATE);
             for (scheme, bits, group_size, activation) in schemes {
-                for m in [1, 16, 256, 4096] {
-                    let weight_bytes = (n * k * bits as usize) / 8;
-                    let case = Case {
-                        name: format!("linear {scheme} m={m} n={n} k={k}"),
-                        bytes: (weight_bytes + m * k * if activation == int8 { 1 } else { 2 } + m * n * 4) as u64,
-                        flops: (2 * m * n * k) as u64,
-                    };
-                    let make = || {
-                        let w = self.device.pack(weight(
-                            self.device.activation_dtype(),
-                            n,
-                            k,
-                            bits,
-                            group_size,
-                            activation,
-                        ))?;
-                        Ok((self.f32s(m * n)?, self.act(m, k)?, w))
-                    };
-                    let columns = Columns { offset: 0, stride: n };
-                    self.case(case, make, |d, (out, x, w)| d.linear(out, columns, x, w, Write::Add, m))?;
+                for (n, k) in [(6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)] {
+                    self.linear_shape(scheme, bits, group_size, activation, n, k)?;
                 }
+            }
+            Ok(())
+        }
+
+        /// Every copy of the weight meets the same rows, which a producer has just left in L2.
+        fn linear_shape(
+            &self,
+            scheme: &str,
+            bits: u8,
+            group_size: Option<usize>,
+            activation: ActQuant,
+            n: usize,
+            k: usize,
+        ) -> Result<()> {
+            let case = |m: usize, kernel: &str| {
+                let x_bytes = m * k * if activation == ActQuant::None { 2 } else { 1 };
+                let weight_bytes = n * k * usize::from(bits) / 8 + group_size.map_or(0, |g| n * (k / g) * 2);
+                Case {
+                    name: format!("linear {scheme} m={m} n={n} k={k} {kernel}"),
+                    bytes: (weight_bytes + x_bytes + m * n * 2) as u64,
+                    flops: (2 * m * n * k) as u64,
+                }
+            };
+            if !self.wants(&case(1, "").name.replace(" m=1", "")) {
+                return Ok(());
+            }
+            let dtype = self.device.activation_dtype();
+            let copies = COLD_BYTES.div_ceil(case(1, "").bytes).clamp(2, 64);
+            let weights = (0..copies)
+                .map(|_| self.device.pack(weight(dtype, n, k, bits, group_size, activation)))
+                .collect::<Result<Vec<_>>>()?;
+            let columns = Columns { offset: 0, stride: n };
+            for m in [1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096] {
+                let x = self.act(m, k)?;
+                let mut out = self.device.zeros(dtype, m * n)?;
+                self.time_graph(&case(m, &weights[0].kernel(m)), weights.len(), || {
+                    weights.iter().try_for_each(|w| self.device.linear(&mut out, columns, &x, w, Write::Store, m))
+                })?;
             }
             Ok(())
         }

@@ -18,6 +18,9 @@ on_every_device!(
     int8_rows,
     int8_grouped,
     int8_rows_do_not_depend_on_the_batch,
+    deep,
+    large,
+    repeats,
     add,
     columns,
     rejects
@@ -189,6 +192,49 @@ fn int8_grouped(device: &Device) {
                     );
                 }
             }
+        }
+    }
+}
+
+/// Long sums, of groups that do not divide them.
+fn deep(device: &Device) {
+    let w8 = WeightCase { bits: 8, group_size: usize::MAX, activation: DYNAMIC, ..W4 };
+    for (n, k) in [(33, 7392), (17, 10_944), (24, 48), (16, 14_336)] {
+        for m in [1, 5, 9, 17] {
+            quant_case(device, m, WeightCase { n, k, symmetric: false, ..W4 });
+            quant_case(device, m, WeightCase { n, k, bits: 8, group_size: 96, ..W4 });
+            int8_case(device, m, WeightCase { n, k, ..w8 });
+            int8_case(device, m, WeightCase { n, k, symmetric: false, activation: STATIC_ASYMMETRIC, ..W4 });
+        }
+    }
+}
+
+/// Outputs of many tiles, so that on a GPU the largest configurations run, none of them full at the edges.
+fn large(device: &Device) {
+    let m = if device.name() == "cuda" { 4090 } else { 257 };
+    let w8 = WeightCase { bits: 8, group_size: usize::MAX, activation: STATIC_ASYMMETRIC, bias: true, ..W4 };
+    int8_case(device, m, WeightCase { n: m, k: 80, ..w8 });
+    int8_case(device, m, WeightCase { n: 1037, k: 208, ..w8 });
+    int8_case(device, m, WeightCase { n: 1037, k: 208, activation: DYNAMIC, symmetric: false, ..W4 });
+    int8_case(device, m, WeightCase { n: 1037, k: 208, bits: 8, group_size: 64, activation: DYNAMIC, ..W4 });
+    quant_case(device, m, WeightCase { n: 1037, k: 208, group_size: 64, symmetric: false, bias: true, ..W4 });
+    quant_case(device, m, WeightCase { n: 1037, k: 208, bits: 8, ..W4 });
+    dense_case(device, m, 1037, 208, DType::BF16, false);
+    for m in [128, 257] {
+        int8_case(device, m, WeightCase { n: 515, k: 272, ..w8 });
+        quant_case(device, m, WeightCase { n: 515, k: 272, ..W4 });
+    }
+}
+
+/// The same input gives the same bits, run to run.
+fn repeats(device: &Device) {
+    let mut random = Random::new(3);
+    for (m, bits) in [(1, 4), (8, 4), (16, 8), (40, 4), (129, 8)] {
+        let w = device.pack(random.weight(WeightCase { n: 130, k: 1000, bits, ..W4 })).expect("pack");
+        let x = emitted(device, &random.normals(m * w.k), &w, m);
+        let first = run(device, &w, &x, m);
+        for _ in 0..4 {
+            assert_exact(&format!("m={m} bits={bits}"), &run(device, &w, &x, m), &first);
         }
     }
 }
