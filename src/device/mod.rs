@@ -401,6 +401,19 @@ impl Device {
         dispatch!(self, kv_write(cache, qkv, slot_mapping, shape, m))
     }
 
+    /// Fails when this device has no attention kernel for `shape`. Asked before a model's weights are read.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming the limit.
+    pub fn check_attention(&self, shape: &AttentionShape) -> Result<()> {
+        let _ = shape;
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(_) => cuda::ops::check_attention(shape),
+        }
+    }
+
     /// Causal attention of the batch's queries over the paged cache (which already holds this step's keys):
     /// `out` `[m, num_heads * head_dim]` in the activation dtype.
     pub fn attention(

@@ -8,7 +8,7 @@ use crate::layers::{Linear, RmsNorm};
 use crate::quant::{ActQuant, LinearWeight, Weight};
 
 use super::decoder::{DecoderLayer, Limits, Model};
-use super::plan::MemoryPlan;
+use super::plan::{MemoryPlan, attention_shape};
 
 /// Checkpoint names and shapes of one decoder layer's linears: what is fused into one slot is listed together.
 #[derive(Debug, Clone)]
@@ -91,6 +91,7 @@ impl Model {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Model> {
         let config = checkpoint.config().clone();
+        device.check_attention(&attention_shape(&config, None))?;
         for note in checkpoint.check(&expected_tensors(&config))? {
             tracing::info!("{note}");
         }

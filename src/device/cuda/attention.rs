@@ -129,8 +129,8 @@ fn decode_splits(device: &CudaDevice, meta: &BatchMeta, shape: &AttentionShape) 
         .max(1)
 }
 
-/// Fails unless the kernels can run this shape on this cache.
-fn check(device: &CudaDevice, op: &'static str, cache: &KvLayer, shape: &AttentionShape) -> Result<()> {
+/// Fails unless the kernels can run this shape.
+pub(crate) fn check_attention(shape: &AttentionShape) -> Result<()> {
     let AttentionShape { num_heads, num_kv_heads, head_dim, block_size, .. } = *shape;
     if head_dim == 0 || head_dim % 8 != 0 || head_dim > MAX_HEAD_DIM {
         let advice = format!("The CUDA kernels take multiples of 8 up to {MAX_HEAD_DIM}; use --device cpu");
@@ -141,11 +141,40 @@ fn check(device: &CudaDevice, op: &'static str, cache: &KvLayer, shape: &Attenti
     }
     if num_kv_heads == 0 || num_heads % num_kv_heads != 0 {
         let (expected, got) = (format!("query heads in multiples of {num_kv_heads}"), num_heads.to_string());
-        return Err(Error::Shape { op, expected, got });
+        return Err(Error::Shape { op: "attention", expected, got });
     }
+    Ok(())
+}
+
+/// As [`check_attention`], and that the cache is in the activation dtype.
+fn check(device: &CudaDevice, op: &'static str, cache: &KvLayer, shape: &AttentionShape) -> Result<()> {
+    check_attention(shape)?;
     if cache.k.dtype() != device.dtype() || cache.v.dtype() != device.dtype() {
         let (expected, got) = (format!("a cache of {}", device.dtype()), cache.k.dtype().to_string());
         return Err(Error::Shape { op, expected, got });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_attention;
+    use crate::device::AttentionShape;
+    use crate::error::Error;
+
+    #[test]
+    fn shapes_without_a_kernel_are_refused() {
+        let good =
+            AttentionShape { num_heads: 6, num_kv_heads: 2, head_dim: 80, scale: 0.1, window: None, block_size: 48 };
+        assert!(check_attention(&good).is_ok());
+        for head_dim in [0, 4, 20, 264] {
+            let refused = check_attention(&AttentionShape { head_dim, ..good });
+            assert!(matches!(refused, Err(Error::Unsupported { .. })), "head_dim {head_dim}");
+        }
+        for block_size in [0, 8, 24] {
+            let refused = check_attention(&AttentionShape { block_size, ..good });
+            assert!(matches!(refused, Err(Error::Unsupported { .. })), "block_size {block_size}");
+        }
+        assert!(check_attention(&AttentionShape { num_kv_heads: 4, ..good }).is_err());
+    }
 }

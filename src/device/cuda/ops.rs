@@ -11,7 +11,7 @@ use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::quant::ActQuant;
 
-pub(crate) use super::attention::{attention, kv_write};
+pub(crate) use super::attention::{attention, check_attention, kv_write};
 pub(crate) use super::linear::linear;
 pub(crate) use super::pack::pack;
 
