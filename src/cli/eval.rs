@@ -36,8 +36,8 @@ pub(super) struct Args {
     context: usize,
 
     /// Stop after this many windows.
-    #[arg(short, long, env = "LOWBIT_WINDOWS", value_name = "N")]
-    windows: Option<usize>,
+    #[arg(short, long, env = "LOWBIT_WINDOWS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    windows: Option<u32>,
 
     /// Windows computed together.
     #[arg(short, long, env = "LOWBIT_BATCH", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -62,14 +62,14 @@ pub(super) fn run(args: &Args) -> Outcome {
         return Err(Error::input("--context", reason));
     }
     let ids = Tokenizer::load(checkpoint.dir(), config.vocab_size)?.encode(&text, false)?;
-    let windows = (ids.len() / context).min(args.windows.unwrap_or(usize::MAX));
+    let windows = (ids.len() / context).min(args.windows.map_or(usize::MAX, |n| n as usize));
     if windows == 0 {
         let reason = format!(
             "{} has {} tokens, less than one window of {context}; lower --context",
             args.text.display(),
             ids.len()
         );
-        return Err(Error::input(if ids.len() < context { "--text" } else { "--windows" }, reason));
+        return Err(Error::input("--text", reason));
     }
     let batch = usize::from(args.batch).min(windows);
     let device = args.device.open(model_dtype(&checkpoint)?)?;
