@@ -3,6 +3,7 @@
 //! A task is a few query rows of one sequence and the query heads of one KV head, so that a tile of keys and values is
 //! read once for all of them. Scores are computed 16 queries to a vector: softmax needs no sums across lanes.
 #![allow(unsafe_code)] // threads write disjoint columns
+#![allow(clippy::needless_range_loop)] // arrays of registers, several indexed together
 
 use rayon::prelude::*;
 

@@ -1,9 +1,9 @@
 //! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`: they check what only the CPU can
 //! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
-use super::linear::{self, Destination, FastWeight, Input};
+use super::linear::{Destination, FastWeight, Input};
 use super::rows::{self, Emitted, Producer};
-use super::{CpuDevice, CpuPacked, attention, memory, reference};
+use super::{CpuDevice, CpuPacked, attention, check, memory, reference};
 use crate::device::tensor::TensorData;
 use crate::device::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedBody, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
@@ -54,7 +54,7 @@ pub(crate) fn synchronize(_device: &CpuDevice) -> Result<()> {
 }
 
 pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight) -> Result<PackedWeight> {
-    linear::check(&weight)?;
+    check(&weight)?;
     let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
     let order = match &mut weight.weight {
         Weight::Quant(q) => q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) }),
@@ -144,6 +144,7 @@ pub(crate) fn linear(
     write: Write,
     m: usize,
 ) -> Result<()> {
+    #[cfg_attr(not(lowbit_cuda), allow(clippy::infallible_destructuring_match))]
     let packed = match &w.body {
         PackedBody::Cpu(packed) => packed,
         #[cfg(lowbit_cuda)]

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::super::Level;
 use super::super::simd::{Kernel, Simd};
+use super::memory_hints::prefetch;
 use super::{Destination, pieces};
 use crate::dtype::HostData;
 
@@ -122,6 +123,10 @@ impl<E: Element> Outputs<'_, E> {
         let mut sums = [[s.splat(0.0); OUTPUTS]; M];
         for c in (0..whole).step_by(16) {
             for o in 0..OUTPUTS {
+                if M == 1 {
+                    // The same columns of the next outputs: a row is too short for the hardware to look ahead.
+                    prefetch(w[o].as_ptr().wrapping_add(OUTPUTS * k + c));
+                }
                 let weights = E::load(s, chunk(w[o], c));
                 for r in 0..M {
                     sums[r][o] = s.mul_add(weights, s.load(chunk(x[r], c)), sums[r][o]);

@@ -31,14 +31,18 @@ impl IntInput {
             Input::Floats(x) => {
                 let mut bytes = vec![0; m * 2 * w.padded_k];
                 let mut scales = vec![0.0; m * segments];
-                let row = |(((bytes, scales), sums), x): (((&mut [i8], &mut [f32]), &mut [i32]), &[f32])| {
+                let row = |bytes: &mut [i8], scales: &mut [f32], sums: &mut [i32], x: &[f32]| {
                     level.run(SplitRow { w, x, bytes, scales, sums });
                 };
                 if m == 1 {
-                    row((((&mut bytes, &mut scales), &mut sums), x));
+                    row(&mut bytes, &mut scales, &mut sums, x);
                 } else {
                     let rows = bytes.par_chunks_mut(2 * w.padded_k).zip(scales.par_chunks_mut(segments));
-                    rows.zip(sums.par_chunks_mut(segments)).zip(x.par_chunks(w.k)).for_each(row);
+                    rows.zip(sums.par_chunks_mut(segments)).zip(x.par_chunks(w.k)).for_each(
+                        |(((bytes, scales), sums), x)| {
+                            row(bytes, scales, sums, x);
+                        },
+                    );
                 }
                 IntInput { m, planes: 2, bytes, scales, sums }
             }

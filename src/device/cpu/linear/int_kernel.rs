@@ -1,5 +1,6 @@
 //! The product of packed codes and integer activations. One kernel: 16 outputs by up to 8 rows, over all segments.
 #![allow(unsafe_code)] // reads lines and bytes by pointer in the innermost loop; threads write disjoint columns
+#![allow(clippy::needless_range_loop)] // arrays of registers, several indexed together
 
 use std::ops::Range;
 
@@ -9,10 +10,13 @@ use super::super::Level;
 use super::super::simd::{Kernel, Simd};
 use super::int_input::IntInput;
 use super::int_weight::IntWeight;
+use super::memory_hints::prefetch;
 use super::{Destination, pieces};
 
 /// Rows of one call of the kernel.
 const ROWS: usize = 8;
+/// How far ahead weights are fetched: the hardware does not look past a page of 64 lines.
+const PREFETCH_LINES: usize = 48;
 /// Rows that are taken through all of a thread's tiles before the next: their bytes stay in the second-level cache.
 const ROW_BLOCK: usize = 128;
 
@@ -56,8 +60,7 @@ impl Tiles<'_> {
                 let mut row = block;
                 while row < block_end {
                     row += match block_end - row {
-                        1 => self.tile::<S, 1, PLANES, NIBBLES>(s, tile, row),
-                        2..4 => self.tile::<S, 2, PLANES, NIBBLES>(s, tile, row),
+                        1..4 => self.tile::<S, 1, PLANES, NIBBLES>(s, tile, row),
                         4..ROWS => self.tile::<S, 4, PLANES, NIBBLES>(s, tile, row),
                         _ => self.tile::<S, ROWS, PLANES, NIBBLES>(s, tile, row),
                     };
@@ -77,9 +80,11 @@ impl Tiles<'_> {
         let (w, x) = (self.w, self.x);
         let segments = w.segments.len();
         assert!(row + M <= x.m && (tile + 1) * w.tile_lines <= w.lines.len());
+        assert!(x.bytes.len() == x.m * PLANES * w.padded_k && x.sums.len() == x.m * segments);
+        assert!(x.scales.len() == if PLANES == 2 { x.sums.len() } else { x.m });
         let columns_of_line = if NIBBLES { 8 } else { 4 };
-        // Few rows: nibbles sum apart, so that one product need not wait for the other.
-        let high_set = usize::from(NIBBLES && M <= 2);
+        // One row: nibbles sum apart, so that one product need not wait for the other.
+        let high_set = usize::from(NIBBLES && M == 1);
         let mut y = [s.splat(0.0); M];
         let mut line = tile * w.tile_lines;
         for (i, segment) in w.segments.iter().enumerate() {
@@ -87,6 +92,9 @@ impl Tiles<'_> {
             for l in 0..segment.lines {
                 // SAFETY: `tile_lines` is the sum of the segments' lines, and the tile was checked above.
                 let codes = s.load_bytes(unsafe { &w.lines.get_unchecked(line).0 });
+                if M == 1 {
+                    prefetch(w.lines.as_ptr().wrapping_add(line + PREFETCH_LINES));
+                }
                 line += 1;
                 let column = segment.padded_start + l * columns_of_line;
                 for p in 0..PLANES {
@@ -110,7 +118,9 @@ impl Tiles<'_> {
                 let sum = |p: usize| {
                     if high_set == 1 { s.add_int(sums[0][p][r], sums[1][p][r]) } else { sums[0][p][r] }
                 };
-                let x_sum = x.sums[(row + r) * segments + i];
+                let at = (row + r) * segments + i;
+                // SAFETY: `sums` has one entry for each row and segment; rows were checked above.
+                let x_sum = unsafe { *x.sums.get_unchecked(at) };
                 if PLANES == 2 {
                     let total = s.add_int(s.shift_left_8(sum(0)), sum(1));
                     let centred = s.sub_int(total, s.splat_int(w.middle.wrapping_mul(x_sum)));
@@ -118,7 +128,8 @@ impl Tiles<'_> {
                     if let Some(zeros) = &w.zeros {
                         steps = s.mul_add(zeros.load(s, vector), s.splat(-(x_sum as f32)), steps);
                     }
-                    let step = s.mul(scale, s.splat(x.scales[(row + r) * segments + i]));
+                    // SAFETY: as above: with two planes `scales` is as long as `sums`.
+                    let step = s.mul(scale, s.splat(unsafe { *x.scales.get_unchecked(at) }));
                     y[r] = s.mul_add(steps, step, y[r]);
                 } else {
                     let mut exact = s.sub_int(sum(0), s.splat_int(w.middle.wrapping_mul(x_sum)));

@@ -1,4 +1,4 @@
-//! Layout of quantized weights (docs/formats.md, "CPU").
+//! Layout of quantized weights in memory.
 //!
 //! Outputs come in tiles of 16. A tile is a run of 64-byte lines; byte `4 j + i` of a line belongs to output `j` and to
 //! the `i`-th of four neighbouring columns. Codes of 5 to 8 bits take a byte: a line is 4 columns. Codes of 2 to 4 bits

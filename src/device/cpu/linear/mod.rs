@@ -7,11 +7,15 @@ mod destination;
 mod int_input;
 mod int_kernel;
 mod int_weight;
+mod memory_hints;
 
 pub(in crate::device) use check::check;
 pub(super) use destination::Destination;
 
+use memory_hints::use_huge_pages;
+
 use super::Level;
+use crate::dtype::HostData;
 use crate::quant::{ActQuant, LinearWeight, Weight};
 
 /// A linear layer's weight in the layout of the fast paths.
@@ -31,8 +35,20 @@ impl FastWeight {
     /// Packs a weight that has passed [`check`], its order already taken.
     pub(super) fn pack(weight: LinearWeight) -> Self {
         match weight.weight {
-            Weight::Dense { n, k, data } => FastWeight::Dense(dense::DenseWeight { n, k, data, bias: weight.bias }),
-            Weight::Quant(q) => FastWeight::Int(int_weight::IntWeight::pack(&q, weight.bias, weight.activation)),
+            Weight::Dense { n, k, data } => {
+                match &data {
+                    HostData::F32(data) => use_huge_pages(data),
+                    HostData::F16(data) => use_huge_pages(data),
+                    HostData::BF16(data) => use_huge_pages(data),
+                    _ => {}
+                }
+                FastWeight::Dense(dense::DenseWeight { n, k, data, bias: weight.bias })
+            }
+            Weight::Quant(q) => {
+                let packed = int_weight::IntWeight::pack(&q, weight.bias, weight.activation);
+                use_huge_pages(&packed.lines);
+                FastWeight::Int(packed)
+            }
         }
     }
 

@@ -11,8 +11,8 @@ pub(in crate::device::cpu) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.min(s.splat(88.0), s.max(s.splat(-87.0), x));
     let n = s.to_int(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     let nf = s.to_float(n);
-    // 0.693359375 has 9 significant bits: its product with n is exact.
-    let r = s.mul_add(nf, s.splat(-0.693_359_375), x);
+    // 355 / 512 has 9 significant bits: its product with n is exact.
+    let r = s.mul_add(nf, s.splat(-355.0 / 512.0), x);
     let r = s.mul_add(nf, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.0 / 5040.0);
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
@@ -46,4 +46,55 @@ pub(in crate::device::cpu) fn largest<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
     }
     let largest = rest.iter().fold(s.max_lane(amax), |amax, x| amax.max(x.abs()));
     (largest, rest.iter().fold(s.sum(poison), |poison, x| poison + x * 0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kernel, Level, Simd};
+
+    struct Exp([f32; 16]);
+
+    impl Kernel for Exp {
+        type Output = [f32; 16];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; 16] {
+            let mut y = [0.0; 16];
+            s.store(super::exp(s, s.load(&self.0)), &mut y);
+            y
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for level in Level::available() {
+            for i in 0..20_000 {
+                let x: [f32; 16] = std::array::from_fn(|lane| -87.0 + (16 * i + lane) as f32 * (175.0 / 320_000.0));
+                for (x, y) in x.into_iter().zip(level.run(Exp(x))) {
+                    let exact = f64::from(x).exp();
+                    let unit = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+                    assert!((f64::from(y) - exact).abs() <= 2.0 * unit, "{level:?}: exp({x}) = {y}, not {exact}");
+                }
+            }
+            let special = level.run(Exp([
+                f32::NAN,
+                f32::NEG_INFINITY,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+                0.0,
+            ]));
+            assert!(special[0].is_nan() && special[1] < 2e-38 && special[2] == 1.0);
+        }
+    }
 }

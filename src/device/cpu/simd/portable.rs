@@ -135,9 +135,15 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn dot4(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
-        from_fn(|i| {
-            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
-            (0..4).fold(sum[i], |sum, j| sum.wrapping_add(i32::from(a[j]) * i32::from(b[j] as i8)))
-        })
+        dot4(&sum, &a, &b)
     }
+}
+
+/// Not inlined: unrolled many times into the kernels it would take minutes to compile.
+#[inline(never)]
+fn dot4(sum: &[i32; 16], a: &[i32; 16], b: &[i32; 16]) -> [i32; 16] {
+    from_fn(|i| {
+        let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+        (0..4).fold(sum[i], |sum, j| sum.wrapping_add(i32::from(a[j]) * i32::from(b[j] as i8)))
+    })
 }
