@@ -95,7 +95,7 @@ pub(crate) fn pack(device: &CudaDevice, weight: LinearWeight) -> Result<PackedWe
         Weight::Dense { data, .. } => {
             let dtype = device.dtype();
             let data = if data.dtype() == dtype { data } else { HostData::from_f32(dtype, data.to_f32()) };
-            HostPacked::new(Layout::Dense { aligned: k % 8 == 0 }, data)
+            HostPacked::new(Layout::Dense { aligned: k.is_multiple_of(8) }, data)
         }
         Weight::Quant(mut q) => {
             order = q.order.take().map(|order| upload(HostData::U32(order))).transpose()?;
@@ -179,16 +179,16 @@ impl HostPacked {
 /// The fastest layout that holds `q` exactly.
 fn layout(q: &QuantWeight, activation: ActQuant) -> Layout {
     let per_channel = q.groups() == 1;
-    let whole_groups = per_channel || q.group_size % 32 == 0;
+    let whole_groups = per_channel || q.group_size.is_multiple_of(32);
     if activation == ActQuant::None {
         let integral = q.zeros.iter().all(|z| z.fract() == 0.0);
-        return match (whole_groups && integral && q.k % 8 == 0, q.bits) {
+        return match (whole_groups && integral && q.k.is_multiple_of(8), q.bits) {
             (true, ..=4) => Layout::Fragments16Bit { bits: 4 },
             (true, _) => Layout::Fragments16Bit { bits: 8 },
             (false, _) => Layout::Canonical { int8: false },
         };
     }
-    if !whole_groups || q.k % 16 != 0 {
+    if !whole_groups || !q.k.is_multiple_of(16) {
         return Layout::Canonical { int8: true };
     }
     match q.bits {
