@@ -32,6 +32,7 @@ typedef struct EmitArgs {
   int32_t static_zero;
   uint32_t mode;         /* LOWBIT_EMIT_* */
   uint32_t k;            /* columns */
+  uint32_t staged;       /* codes: dynamic shared memory has room for k floats */
 } EmitArgs;
 
 /* ---- ops/ ------------------------------------------------------------------------------------------------ */
@@ -123,7 +124,8 @@ typedef struct KvWriteArgs {
 #define LOWBIT_PREFILL_SHARED_64 36864
 #define LOWBIT_PREFILL_SHARED_128 69632
 #define LOWBIT_PREFILL_SHARED_256 67584
-#define LOWBIT_DECODE_MAX_SPLITS 256
+#define LOWBIT_DECODE_MAX_SPLITS 256 /* no more than attention_combine has threads */
+#define LOWBIT_COMBINE_GROUPS 4
 #define LOWBIT_DECODE_SHARED_64 36864
 #define LOWBIT_DECODE_SHARED_128 69632
 #define LOWBIT_DECODE_SHARED_256 67584

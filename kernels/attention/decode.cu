@@ -130,31 +130,41 @@ DECODE(bf16, 64)
 DECODE(bf16, 128)
 DECODE(bf16, 256)
 
-// Merges the splits of attention_decode. Grid: (query heads, sequences), a thread per column in whole warps. Sums over
-// splits in a fixed order.
+// Merges the splits of attention_decode. Grid: (query heads, sequences); LOWBIT_COMBINE_GROUPS threads per column, each
+// for every so manyth split: the loads are what takes time. Sums in a fixed order.
 template <typename T>
 __device__ void combine(const AttentionArgs& args) {
   __shared__ float weight[LOWBIT_DECODE_MAX_SPLITS];
-  const uint32_t head = blockIdx.x, sequence = blockIdx.y, column = threadIdx.x, d = args.head_dim;
+  __shared__ float value_of[LOWBIT_COMBINE_GROUPS][256];  // the widest head
+  const uint32_t head = blockIdx.x, sequence = blockIdx.y, d = args.head_dim;
+  const uint32_t columns = blockDim.x / LOWBIT_COMBINE_GROUPS;
+  const uint32_t column = threadIdx.x % columns, group = threadIdx.x / columns;
   const uint32_t row = args.cu_seqlens_q[sequence];
   if (row == args.cu_seqlens_q[sequence + 1]) return;
   const size_t of_head = static_cast<size_t>(sequence) * args.num_heads + head;
   const float* partials = args.partials + of_head * args.splits * (d + 2);
 
-  float max = -CUDART_INF_F;
-  for (uint32_t s = threadIdx.x; s < args.splits; s += blockDim.x) max = fmaxf(max, partials[s * (d + 2) + d]);
-  max = block_reduce(max, -CUDART_INF_F, Max());
-  const float base = max == -CUDART_INF_F ? 0.0f : max;
-  float sum = 0.0f;
-  for (uint32_t s = threadIdx.x; s < args.splits; s += blockDim.x) {
-    weight[s] = exp2_approx(partials[s * (d + 2) + d] - base);
-    sum = fmaf(partials[s * (d + 2) + d + 1], weight[s], sum);
-  }
-  sum = block_reduce(sum, 0.0f, Sum());  // synchronizes: all weights are written
-  if (column >= d) return;
+  // At most one split a thread: there are at least as many threads as splits.
+  const bool has_split = threadIdx.x < args.splits;
+  const float* mine = partials + threadIdx.x * (d + 2) + d;
+  const float split_max = has_split ? mine[0] : -CUDART_INF_F, split_sum = has_split ? mine[1] : 0.0f;
+  const float max = block_reduce(split_max, -CUDART_INF_F, Max());
+  const float factor = exp2_approx(split_max - (max == -CUDART_INF_F ? 0.0f : max));
+  if (has_split) weight[threadIdx.x] = factor;
+  const float sum = block_reduce(split_sum * factor, 0.0f, Sum());  // synchronizes: all weights are written
+
   float value = 0.0f;
+  if (column < d) {
 #pragma unroll 8
-  for (uint32_t s = 0; s < args.splits; ++s) value = fmaf(partials[s * (d + 2) + column], weight[s], value);
+    for (uint32_t s = group; s < args.splits; s += LOWBIT_COMBINE_GROUPS) {
+      value = fmaf(partials[s * (d + 2) + column], weight[s], value);
+    }
+  }
+  value_of[group][column] = value;
+  __syncthreads();
+  if (group != 0 || column >= d) return;
+#pragma unroll
+  for (int other = 1; other < LOWBIT_COMBINE_GROUPS; ++other) value += value_of[other][column];
   T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * d;
   out[column] = from_float<T>(sum == 0.0f ? 0.0f : value / sum);
 }

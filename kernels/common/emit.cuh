@@ -18,61 +18,62 @@ __device__ __forceinline__ int8_t quantize_code(float x, float scale, float zero
   return static_cast<int8_t>(fminf(fmaxf(q, lowest), 127.0f));
 }
 
-// Columns per thread that stay in registers between finding the largest value and quantizing: 1024 threads hold 16384.
-constexpr int HELD = 2;
+// `Row` in what follows has `float at(uint32_t c)`, the value of the op's column c, and `void at8(uint32_t c, float (&v)[8])`,
+// columns c to c + 7 for c and k multiples of 8.
 
-// Writes columns [begin, end) of row `row` of the output, all threads of the block together: the whole row where codes
-// are asked for, since their scale is the row's. `Row` has `float at(uint32_t c)`, the value of the op's column c, and
-// `void at8(uint32_t c, float (&v)[8])`, columns c to c + 7 for c and k multiples of 8; they are called up to twice for
-// a column.
+// Writes columns [begin, end) of row `row` as T, all threads of the block together.
 template <typename T, typename Row>
-__device__ void emit_row(const EmitArgs& out, uint32_t row, const Row& values, uint32_t begin, uint32_t end) {
-  const uint32_t k = out.k, first = begin + 8 * threadIdx.x, step = 8 * blockDim.x;
-  const size_t start = static_cast<size_t>(row) * k;
-  const bool by_eight = k % 8 == 0, in_order = out.order == nullptr;
-
-  if (out.mode == LOWBIT_EMIT_FLOATS) {
-    T* floats = static_cast<T*>(out.floats) + start;
-    if (by_eight && in_order) {
-      for (uint32_t c = first; c < end; c += step) {
-        float v[8];
-        values.at8(c, v);
-        store8(floats + c, v);
-      }
-    } else {
-      for (uint32_t c = begin + threadIdx.x; c < end; c += blockDim.x) {
-        floats[c] = from_float<T>(values.at(in_order ? c : out.order[c]));
-      }
+__device__ void emit_floats(const EmitArgs& out, uint32_t row, const Row& values, uint32_t begin, uint32_t end) {
+  T* floats = static_cast<T*>(out.floats) + static_cast<size_t>(row) * out.k;
+  if (out.k % 8 == 0 && out.order == nullptr) {
+    for (uint32_t c = begin + 8 * threadIdx.x; c < end; c += 8 * blockDim.x) {
+      float v[8];
+      values.at8(c, v);
+      store8(floats + c, v);
     }
-    return;
+  } else {
+    for (uint32_t c = begin + threadIdx.x; c < end; c += blockDim.x) {
+      floats[c] = from_float<T>(values.at(out.order == nullptr ? c : out.order[c]));
+    }
   }
+}
+
+// As above for the part of the row that block (x, y) of a grid (rows, parts of a row) owns.
+template <typename T, typename Row>
+__device__ void emit_floats_part(const EmitArgs& out, const Row& values) {
+  const uint32_t columns = 8 * blockDim.x, begin = blockIdx.y * columns;
+  emit_floats<T>(out, blockIdx.x, values, begin, min(begin + columns, out.k));
+}
+
+// Writes row `row` as codes and a scale, all threads of the block together. Where the row fits dynamic shared memory
+// (`out.staged`), its values wait there between finding the largest and quantizing; else they are computed twice.
+template <typename Row>
+__device__ void emit_codes(const EmitArgs& out, uint32_t row, const Row& values) {
+  extern __shared__ __align__(16) float staged[];  // [k]
+  const uint32_t k = out.k;
+  const bool by_eight = k % 8 == 0, is_staged = out.staged != 0;
 
   // Absolute values as bits: they order like the values, and whatever is not finite is above all that is.
   uint32_t amax_bits = 0;
-  float held[HELD][8];
   if (by_eight) {
-    auto include = [&](const float(&v)[8]) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) amax_bits = max(amax_bits, __float_as_uint(fabsf(v[i])));
-    };
-#pragma unroll
-    for (int h = 0; h < HELD; ++h) {
-      if (first + h * step < end) {
-        values.at8(first + h * step, held[h]);
-        include(held[h]);
-      }
-    }
-    for (uint32_t c = first + HELD * step; c < end; c += step) {
+    for (uint32_t c = 8 * threadIdx.x; c < k; c += 8 * blockDim.x) {
       float v[8];
       values.at8(c, v);
-      include(v);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) amax_bits = max(amax_bits, __float_as_uint(fabsf(v[i])));
+      if (is_staged) {
+        reinterpret_cast<float4*>(staged + c)[0] = make_float4(v[0], v[1], v[2], v[3]);
+        reinterpret_cast<float4*>(staged + c)[1] = make_float4(v[4], v[5], v[6], v[7]);
+      }
     }
   } else {
     for (uint32_t c = threadIdx.x; c < k; c += blockDim.x) {
-      amax_bits = max(amax_bits, __float_as_uint(fabsf(values.at(c))));
+      const float v = values.at(c);
+      amax_bits = max(amax_bits, __float_as_uint(fabsf(v)));
+      if (is_staged) staged[c] = v;
     }
   }
-  amax_bits = block_reduce(amax_bits, 0u, Max());
+  amax_bits = block_reduce(amax_bits, 0u, Max());  // synchronizes: all columns are staged
   const bool finite = amax_bits < 0x7f800000u;
 
   float scale = out.static_scale, zero = static_cast<float>(out.static_zero), lowest = -128.0f;
@@ -83,9 +84,15 @@ __device__ void emit_row(const EmitArgs& out, uint32_t row, const Row& values, u
   }
   if (threadIdx.x == 0) out.scales[row] = finite ? scale : __uint_as_float(0x7fc00000u);
 
-  int8_t* codes = out.codes + start;
-  if (by_eight && in_order) {
-    auto write = [&](uint32_t c, const float(&v)[8]) {
+  int8_t* codes = out.codes + static_cast<size_t>(row) * k;
+  if (by_eight && out.order == nullptr) {
+    for (uint32_t c = 8 * threadIdx.x; c < k; c += 8 * blockDim.x) {
+      float v[8];
+      if (is_staged) {
+        load8(staged + c, v);
+      } else {
+        values.at8(c, v);
+      }
       uint32_t words[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -93,28 +100,12 @@ __device__ void emit_row(const EmitArgs& out, uint32_t row, const Row& values, u
         words[i / 4] |= code << (8 * (i % 4));
       }
       *reinterpret_cast<uint2*>(codes + c) = make_uint2(words[0], words[1]);
-    };
-#pragma unroll
-    for (int h = 0; h < HELD; ++h) {
-      if (first + h * step < end) write(first + h * step, held[h]);
-    }
-    for (uint32_t c = first + HELD * step; c < end; c += step) {
-      float v[8];
-      values.at8(c, v);
-      write(c, v);
     }
   } else {
     for (uint32_t c = threadIdx.x; c < k; c += blockDim.x) {
-      const float v = values.at(in_order ? c : out.order[c]);
+      const uint32_t from = out.order == nullptr ? c : out.order[c];
+      const float v = is_staged ? staged[from] : values.at(from);
       codes[c] = finite ? quantize_code(v, scale, zero, lowest) : 0;
     }
   }
-}
-
-// As above for the part of the row that block (x, y) of a grid (rows, parts of a row) owns.
-template <typename T, typename Row>
-__device__ void emit_part(const EmitArgs& out, const Row& values) {
-  const uint32_t columns = 8 * blockDim.x, begin = blockIdx.y * columns;
-  const uint32_t end = gridDim.y == 1 ? out.k : min(begin + columns, out.k);
-  emit_row<T>(out, blockIdx.x, values, begin, end);
 }

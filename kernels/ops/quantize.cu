@@ -10,13 +10,22 @@ struct PlainRow {
   __device__ void at8(uint32_t c, float (&v)[8]) const { load8(x + c, v); }
 };
 
-// Computes out = emit(x) per row. Shapes: x [m, k], out as EmitArgs. Grid: as silu_mul. Exact
-// (common/emit.cuh).
+// Computes out = emit(x) per row: `_T` emits floats (gathered), `_int8_T` codes. Shapes: x [m, k], out as EmitArgs. Grid:
+// as silu_mul. Exact (common/emit.cuh).
 template <typename T>
-__device__ void quantize(const QuantizeArgs& args) {
-  const T* x = static_cast<const T*>(args.x) + static_cast<size_t>(blockIdx.x) * args.out.k;
-  emit_part<T>(args.out, PlainRow<T>{x});
+__device__ PlainRow<T> quantize(const QuantizeArgs& args) {
+  return {static_cast<const T*>(args.x) + static_cast<size_t>(blockIdx.x) * args.out.k};
 }
 
-extern "C" __global__ void quantize_f16(const __grid_constant__ QuantizeArgs args) { quantize<f16>(args); }
-extern "C" __global__ void quantize_bf16(const __grid_constant__ QuantizeArgs args) { quantize<bf16>(args); }
+extern "C" __global__ void quantize_f16(const __grid_constant__ QuantizeArgs args) {
+  emit_floats_part<f16>(args.out, quantize<f16>(args));
+}
+extern "C" __global__ void quantize_bf16(const __grid_constant__ QuantizeArgs args) {
+  emit_floats_part<bf16>(args.out, quantize<bf16>(args));
+}
+extern "C" __global__ void quantize_int8_f16(const __grid_constant__ QuantizeArgs args) {
+  emit_codes(args.out, blockIdx.x, quantize<f16>(args));
+}
+extern "C" __global__ void quantize_int8_bf16(const __grid_constant__ QuantizeArgs args) {
+  emit_codes(args.out, blockIdx.x, quantize<bf16>(args));
+}

@@ -2,7 +2,6 @@
 
 #include "common/emit.cuh"
 
-template <typename T>
 struct NormedRow {
   const float* x;
   const float* weight;
@@ -19,12 +18,11 @@ struct NormedRow {
   }
 };
 
-// Computes   out = emit(x / sqrt(mean(x^2) + eps) * weight) per row.
+// Computes   out = emit(x / sqrt(mean(x^2) + eps) * weight) per row: `_T` emits floats, `_int8` codes.
 // Shapes     x [m, k] f32, weight [k] f32, out as EmitArgs.
 // Grid       one block a row; the row is read again for each pass, from cache.
 // Numerics   the sum of squares in f32 in a fixed order; then two rounded multiplies, as the CPU's.
-template <typename T>
-__device__ void rms_norm(const RmsNormArgs& args) {
+__device__ NormedRow rms_norm(const RmsNormArgs& args) {
   const uint32_t k = args.out.k;
   const float* x = args.x + static_cast<size_t>(blockIdx.x) * k;
   float sum = 0.0f;
@@ -40,8 +38,15 @@ __device__ void rms_norm(const RmsNormArgs& args) {
   }
   sum = block_reduce(sum, 0.0f, Sum());
   const float inverse = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(sum, static_cast<float>(k)), args.eps)));
-  emit_row<T>(args.out, blockIdx.x, NormedRow<T>{x, args.weight, inverse}, 0, k);
+  return {x, args.weight, inverse};
 }
 
-extern "C" __global__ void rms_norm_f16(const __grid_constant__ RmsNormArgs args) { rms_norm<f16>(args); }
-extern "C" __global__ void rms_norm_bf16(const __grid_constant__ RmsNormArgs args) { rms_norm<bf16>(args); }
+extern "C" __global__ void rms_norm_f16(const __grid_constant__ RmsNormArgs args) {
+  emit_floats<f16>(args.out, blockIdx.x, rms_norm(args), 0, args.out.k);
+}
+extern "C" __global__ void rms_norm_bf16(const __grid_constant__ RmsNormArgs args) {
+  emit_floats<bf16>(args.out, blockIdx.x, rms_norm(args), 0, args.out.k);
+}
+extern "C" __global__ void rms_norm_int8(const __grid_constant__ RmsNormArgs args) {
+  emit_codes(args.out, blockIdx.x, rms_norm(args));
+}

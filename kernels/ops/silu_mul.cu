@@ -23,16 +23,25 @@ struct GatedRow {
   }
 };
 
-// Computes   out = emit(silu(gate) * up) per row, silu(g) = g / (1 + exp(-g)).
+// Computes   out = emit(silu(gate) * up) per row, silu(g) = g / (1 + exp(-g)): `_T` emits floats, `_int8_T` codes.
 // Shapes     gate_up [m, 2 * k]: gate in the first k columns; out as EmitArgs.
-// Grid       (rows, parts of a row): one block a row where codes are asked for, else one for every 2048 columns.
+// Grid       floats: (rows, parts of 8 columns a thread); codes: one block a row.
 // Numerics   f32 until it is emitted: a product that feeds int8 is never rounded to 16 bits. exp within 2 ulp.
 template <typename T>
-__device__ void silu_mul(const SiluMulArgs& args) {
-  const uint32_t k = args.out.k;
-  const T* gate = static_cast<const T*>(args.gate_up) + static_cast<size_t>(blockIdx.x) * 2 * k;
-  emit_part<T>(args.out, GatedRow<T>{gate, gate + k});
+__device__ GatedRow<T> silu_mul(const SiluMulArgs& args) {
+  const T* gate = static_cast<const T*>(args.gate_up) + static_cast<size_t>(blockIdx.x) * 2 * args.out.k;
+  return {gate, gate + args.out.k};
 }
 
-extern "C" __global__ void silu_mul_f16(const __grid_constant__ SiluMulArgs args) { silu_mul<f16>(args); }
-extern "C" __global__ void silu_mul_bf16(const __grid_constant__ SiluMulArgs args) { silu_mul<bf16>(args); }
+extern "C" __global__ void silu_mul_f16(const __grid_constant__ SiluMulArgs args) {
+  emit_floats_part<f16>(args.out, silu_mul<f16>(args));
+}
+extern "C" __global__ void silu_mul_bf16(const __grid_constant__ SiluMulArgs args) {
+  emit_floats_part<bf16>(args.out, silu_mul<bf16>(args));
+}
+extern "C" __global__ void silu_mul_int8_f16(const __grid_constant__ SiluMulArgs args) {
+  emit_codes(args.out, blockIdx.x, silu_mul<f16>(args));
+}
+extern "C" __global__ void silu_mul_int8_bf16(const __grid_constant__ SiluMulArgs args) {
+  emit_codes(args.out, blockIdx.x, silu_mul<bf16>(args));
+}

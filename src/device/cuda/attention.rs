@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 const MAX_HEAD_DIM: usize = 256;
 /// Query heads of one KV head that a decode block takes.
 const HEADS_PER_BLOCK: usize = 16;
-/// Fewest keys worth a split of its own: a tile for each warp of its block.
-const MIN_KEYS_PER_SPLIT: usize = 64;
+/// Fewest keys worth a split of its own: two tiles for each warp of its block.
+const MIN_KEYS_PER_SPLIT: usize = 128;
 /// Decode blocks that an SM holds at once.
 const BLOCKS_PER_SM: usize = 3;
 
@@ -105,7 +105,7 @@ pub(crate) fn attention(
     if splits == 1 {
         return Ok(());
     }
-    let threads = shape.head_dim.next_multiple_of(32) as u32;
+    let threads = abi::LOWBIT_COMBINE_GROUPS * shape.head_dim.next_multiple_of(64) as u32;
     // SAFETY: as above.
     unsafe {
         device.launch("attention/decode", &format!("attention_combine_{suffix}"), [heads, batch, 1], threads, 0, &args)

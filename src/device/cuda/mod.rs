@@ -48,6 +48,8 @@ struct Inner {
     /// Compute capability as `10 * major + minor`; 80 when `LOWBIT_FORCE_SM=80`.
     sm: u32,
     sm_count: u32,
+    /// Opt-in limit of shared memory per block, bytes.
+    max_shared: u32,
     dtype: DType,
     sync_each_op: bool,
     last_op: Mutex<String>,
@@ -105,6 +107,7 @@ impl CudaDevice {
             name,
             sm: if force_ptx { 80 } else { sm },
             sm_count,
+            max_shared: max_shared.max(0) as u32,
             dtype,
             sync_each_op: std::env::var("LOWBIT_SYNC").is_ok_and(|v| v == "1"),
             last_op: Mutex::new(String::from("open")),
@@ -135,6 +138,11 @@ impl CudaDevice {
     /// Streaming multiprocessors.
     pub fn sm_count(&self) -> u32 {
         self.inner.sm_count
+    }
+
+    /// Dynamic shared memory that a kernel with 1 KB of its own may ask for, bytes.
+    pub(crate) fn max_dynamic_shared(&self) -> u32 {
+        self.inner.max_shared.saturating_sub(1024)
     }
 
     /// Device address of [`WORKSPACE_BYTES`] of scratch, aligned to 256 bytes. Its contents are undefined at the

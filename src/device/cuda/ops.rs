@@ -64,7 +64,7 @@ pub(crate) fn embed(
     };
     let function = format!("embed_{}", table.dtype());
     // SAFETY: the op table checked `out` and `ids`; ids are below the rows of the table by its contract.
-    unsafe { device.launch("ops/embed", &function, [u32_of(m)?, 1, 1], row_threads(width), 0, &args) }
+    unsafe { device.launch("ops/embed", &function, [u32_of(m)?, 1, 1], row_threads(width, 512), 0, &args) }
 }
 
 pub(crate) fn gather_rows(
@@ -85,7 +85,7 @@ pub(crate) fn gather_rows(
         width: u32_of(width)?,
     };
     // SAFETY: the op table checked `out` and `rows`; entries of `rows` are rows of `x` by its contract.
-    unsafe { device.launch("ops/embed", "gather_rows", [u32_of(m)?, 1, 1], row_threads(width), 0, &args) }
+    unsafe { device.launch("ops/embed", "gather_rows", [u32_of(m)?, 1, 1], row_threads(width, 512), 0, &args) }
 }
 
 pub(crate) fn rms_norm(
@@ -101,10 +101,19 @@ pub(crate) fn rms_norm(
         return Ok(());
     }
     let k = weight.len();
-    let args = RmsNormArgs { out: emit_args(out, emit, k)?, x: x.cuda()?.ptr(), weight: weight.cuda()?.ptr(), eps };
-    let function = format!("rms_norm_{}", device.suffix());
+    let out = emit_args(device, out, emit, k)?;
+    let args = RmsNormArgs { out, x: x.cuda()?.ptr(), weight: weight.cuda()?.ptr(), eps };
+    let grid = [u32_of(m)?, 1, 1];
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe { device.launch("ops/rms_norm", &function, [u32_of(m)?, 1, 1], row_threads(k), 0, &args) }
+    unsafe {
+        if emit.quant == ActQuant::None {
+            let function = format!("rms_norm_{}", device.suffix());
+            device.launch("ops/rms_norm", &function, grid, row_threads(k, 512), 0, &args)
+        } else {
+            let threads = code_threads(device, m, k);
+            device.launch("ops/rms_norm", "rms_norm_int8", grid, threads, staged_bytes(&out), &args)
+        }
+    }
 }
 
 pub(crate) fn silu_mul(
@@ -118,11 +127,10 @@ pub(crate) fn silu_mul(
     if m == 0 || k == 0 {
         return Ok(());
     }
-    let args = SiluMulArgs { out: emit_args(out, emit, k)?, gate_up: gate_up.cuda()?.ptr() };
-    let (grid, threads) = part_grid(emit, m, k)?;
-    let function = format!("silu_mul_{}", device.suffix());
+    let out = emit_args(device, out, emit, k)?;
+    let args = SiluMulArgs { out, gate_up: gate_up.cuda()?.ptr() };
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe { device.launch("ops/silu_mul", &function, grid, threads, 0, &args) }
+    unsafe { launch_emit(device, "ops/silu_mul", "silu_mul", &out, m, &args) }
 }
 
 pub(crate) fn quantize(
@@ -136,11 +144,10 @@ pub(crate) fn quantize(
     if m == 0 || k == 0 {
         return Ok(());
     }
-    let args = QuantizeArgs { out: emit_args(out, emit, k)?, x: x.cuda()?.ptr() };
-    let (grid, threads) = part_grid(emit, m, k)?;
-    let function = format!("quantize_{}", device.suffix());
+    let out = emit_args(device, out, emit, k)?;
+    let args = QuantizeArgs { out, x: x.cuda()?.ptr() };
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe { device.launch("ops/quantize", &function, grid, threads, 0, &args) }
+    unsafe { launch_emit(device, "ops/quantize", "quantize", &out, m, &args) }
 }
 
 pub(crate) fn qk_norm(
@@ -201,7 +208,7 @@ pub(crate) fn rope(
     let function = format!("rope_{}", device.suffix());
     let pairs = (shape.num_heads + shape.num_kv_heads) * shape.head_dim / 2;
     // SAFETY: the op table checked qkv and positions for m rows; positions are rows of the table by its contract.
-    unsafe { device.launch("ops/rope", &function, [u32_of(m)?, 1, 1], row_threads(pairs).min(256), 0, &args) }
+    unsafe { device.launch("ops/rope", &function, [u32_of(m)?, 1, 1], row_threads(pairs, 256), 0, &args) }
 }
 
 pub(crate) fn logits_stats(
@@ -239,12 +246,13 @@ pub(crate) fn logits_stats(
 }
 
 /// The kernel's view of an [`Act`] that `emit` is to be written to.
-fn emit_args(out: &mut Act, emit: Emit<'_>, k: usize) -> Result<EmitArgs> {
+fn emit_args(device: &CudaDevice, out: &mut Act, emit: Emit<'_>, k: usize) -> Result<EmitArgs> {
     let (mode, static_scale, static_zero) = match emit.quant {
         ActQuant::None => (abi::LOWBIT_EMIT_FLOATS, 1.0, 0),
         ActQuant::DynamicPerToken => (abi::LOWBIT_EMIT_DYNAMIC, 1.0, 0),
         ActQuant::StaticPerTensor { scale, zero_point } => (abi::LOWBIT_EMIT_STATIC, scale, zero_point),
     };
+    let fits = k * size_of::<f32>() <= device.max_dynamic_shared() as usize;
     Ok(EmitArgs {
         floats: out.floats.cuda_mut()?.ptr(),
         codes: out.codes.cuda_mut()?.ptr(),
@@ -254,22 +262,50 @@ fn emit_args(out: &mut Act, emit: Emit<'_>, k: usize) -> Result<EmitArgs> {
         static_zero,
         mode,
         k: u32_of(k)?,
+        staged: u32::from(fits),
     })
 }
 
-/// Threads of a block that works on one row of `width`: eight elements each as far as they go, in whole warps.
-fn row_threads(width: usize) -> u32 {
-    width.div_ceil(8).next_multiple_of(32).clamp(32, 1024) as u32
+/// Launches an op whose rows need no reduction of their own (kernels/common/emit.cuh): codes need the whole row in one
+/// block, floats do not.
+///
+/// # Safety
+/// As [`CudaDevice::launch`].
+unsafe fn launch_emit<A: Copy>(
+    device: &CudaDevice,
+    module: &'static str,
+    op: &str,
+    out: &EmitArgs,
+    m: usize,
+    args: &A,
+) -> Result<()> {
+    let (rows, k, suffix) = (u32_of(m)?, out.k as usize, device.suffix());
+    // SAFETY: the caller's promise.
+    unsafe {
+        if out.mode == abi::LOWBIT_EMIT_FLOATS {
+            let threads = row_threads(k, 256);
+            let grid = [rows, out.k.div_ceil(8 * threads), 1];
+            device.launch(module, &format!("{op}_{suffix}"), grid, threads, 0, args)
+        } else {
+            let threads = code_threads(device, m, k);
+            device.launch(module, &format!("{op}_int8_{suffix}"), [rows, 1, 1], threads, staged_bytes(out), args)
+        }
+    }
 }
 
-/// Grid and threads of an op without a reduction of its own (`emit_part` in kernels/common/emit.cuh): codes need the
-/// whole row in one block, floats do not.
-fn part_grid(emit: Emit<'_>, m: usize, k: usize) -> Result<([u32; 3], u32)> {
-    if emit.quant != ActQuant::None {
-        return Ok(([u32_of(m)?, 1, 1], row_threads(k)));
-    }
-    let threads = row_threads(k).min(256);
-    Ok(([u32_of(m)?, u32_of(k.div_ceil(8 * threads as usize))?, 1], threads))
+/// Dynamic shared memory of an op that emits codes.
+fn staged_bytes(out: &EmitArgs) -> u32 {
+    if out.staged == 0 { 0 } else { 4 * out.k }
+}
+
+/// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks.
+fn code_threads(device: &CudaDevice, m: usize, k: usize) -> u32 {
+    row_threads(k, if m > device.sm_count() as usize { 512 } else { 1024 })
+}
+
+/// Threads of a block that works on one row of `width`: eight elements each up to `most` threads, in whole warps.
+fn row_threads(width: usize, most: u32) -> u32 {
+    width.div_ceil(8).next_multiple_of(32).clamp(32, most as usize) as u32
 }
 
 /// `n` as the 32-bit size that kernels take.
