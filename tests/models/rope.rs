@@ -1,4 +1,5 @@
 //! Rotary tables against values of a numpy script written from the papers' formulas: `(position, pair, cos, sin)`.
+#![allow(clippy::excessive_precision)] // digits as the script printed them
 
 use lowbit::checkpoint::{RopeConfig, RopeScaling};
 use lowbit::models::rope_table;
