@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowbit::checkpoint::Checkpoint;
 use lowbit::device::Device;
+use lowbit::dtype::DType;
 use lowbit::engine::sampling::SamplingParams;
 use lowbit::engine::{Engine, Event, Request};
 use lowbit::models::{Batch, Limits, Model};
@@ -49,11 +50,30 @@ const CONTEXT: usize = 512;
 /// The start of the text that golden perplexities are of, long enough for [`WINDOWS`].
 const TEXT: &str = "tests/fixtures/books-eval-64.txt";
 
-/// Largest error of a log-probability. Int8 activations round differently by convention: the golden files divide
-/// by 127.5, this crate by 127 (docs/numerics.md).
-fn tolerance(model: &Model) -> (f32, f64) {
-    let int8 = |l: &lowbit::layers::Linear| l.schemes().any(|s| s.activation != ActQuant::None);
-    if model.layers().iter().any(|l| int8(&l.qkv) || int8(&l.down)) { (0.1, 0.01) } else { (0.02, 0.005) }
+/// How far a device may be from the golden file.
+#[derive(Clone, Copy)]
+struct Tolerance {
+    /// Largest error of a log-probability.
+    max: f32,
+    /// Mean error of the log-probabilities of the eight best ids.
+    mean: f32,
+    /// Relative error of the perplexity.
+    perplexity: f64,
+}
+
+/// Weight-only and static models follow their golden files closely, 8 times less so in bf16, whose roundoff is 8 times
+/// f16's. Dynamic int8 activations of these models do not: one flipped rounding moves a token's whole row, so that in a
+/// float64 implementation a relative change of the embeddings by 1e-7 moves log-probabilities by up to 0.64, 0.056 in the
+/// mean. What is held there is the mean and the perplexity; that int8 arithmetic is exact is tested op by op.
+fn tolerance(model: &Model) -> Tolerance {
+    let schemes = || model.layers().iter().flat_map(|l| l.qkv.schemes().chain(l.down.schemes()));
+    if schemes().any(|s| s.activation == ActQuant::DynamicPerToken) {
+        return Tolerance { max: 0.8, mean: 0.08, perplexity: 0.01 };
+    }
+    let weight_only = schemes().all(|s| s.activation == ActQuant::None);
+    let (max, perplexity) = if weight_only { (0.02, 0.005) } else { (0.1, 0.01) };
+    let coarse = if model.device().activation_dtype() == DType::BF16 { 8.0 } else { 1.0 };
+    Tolerance { max: max * coarse, mean: max * coarse / 8.0, perplexity }
 }
 
 fn load(dir: &Path, device: &Device, limits: Limits) -> Model {
@@ -71,7 +91,7 @@ fn check_greedy(dir: &Path, device: &Device) {
     let golden = golden(dir);
     let model = load(dir, device, Limits::new(128, 128, golden.prompts.len()));
     let tokenizer = Tokenizer::load(dir, model.config().vocab_size).expect("tokenizer loads");
-    let (tolerance, _) = tolerance(&model);
+    let tolerance = tolerance(&model);
     let mut engine = Engine::new(model).expect("cache fits");
     let ids: Vec<_> = golden
         .prompts
@@ -97,12 +117,18 @@ fn check_greedy(dir: &Path, device: &Device) {
         let differs = tokens.iter().zip(&p.greedy_ids).position(|(t, &id)| t.id != id);
         if let Some(step) = differs {
             let gap = p.top1_top2_gap[step];
-            assert!(gap < tolerance, "{}: {:?} step {step}: gap {gap}", dir.display(), p.prompt);
+            assert!(gap < tolerance.max, "{}: {:?} step {step}: gap {gap}", dir.display(), p.prompt);
             continue;
         }
         for (step, (t, &expected)) in tokens.iter().zip(&p.greedy_logprobs).enumerate() {
             let error = (t.logprob - expected).abs();
-            assert!(error <= tolerance, "{}: {:?} step {step}: {} != {expected}", dir.display(), p.prompt, t.logprob);
+            assert!(
+                error <= tolerance.max,
+                "{}: {:?} step {step}: {} != {expected}",
+                dir.display(),
+                p.prompt,
+                t.logprob
+            );
         }
         let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
         assert_eq!(tokenizer.decode(&ids, true), p.text);
@@ -115,7 +141,7 @@ fn check_teacher_forced(dir: &Path, device: &Device) {
     let len = golden.ids.len();
     let limits = Limits { max_logit_rows: len, ..Limits::new(len, len, 1) };
     let mut model = load(dir, device, limits);
-    let (tolerance, _) = tolerance(&model);
+    let tolerance = tolerance(&model);
     let mut cache = model.new_cache().expect("cache fits");
     let mut batch = Batch::default();
     let blocks: Vec<u32> = (0..limits.kv_blocks as u32).rev().collect();
@@ -123,17 +149,21 @@ fn check_teacher_forced(dir: &Path, device: &Device) {
     batch.logit_rows = (0..len as u32).collect();
     model.forward(&batch, &mut cache).expect("runs");
     let logits = model.logits().expect("downloads");
-    let mut worst = 0f32;
+    let (mut worst, mut sum, mut count) = (0f32, 0f32, 0);
     for (row, (ids, expected)) in golden.top8_ids.iter().zip(&golden.top8_logprobs).enumerate() {
         let row = &logits[row * model.config().vocab_size..][..model.config().vocab_size];
         let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let total = max + row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
         for (&id, &expected) in ids.iter().zip(expected) {
-            worst = worst.max(((f64::from(row[id as usize]) - total) as f32 - expected).abs());
+            let error = ((f64::from(row[id as usize]) - total) as f32 - expected).abs();
+            worst = worst.max(error);
+            sum += error;
+            count += 1;
         }
     }
-    println!("{} on {}: worst log-probability error {worst}", dir.display(), device.name());
-    assert!(worst <= tolerance, "{}: log-probabilities differ by {worst}, allowed {tolerance}", dir.display());
+    let mean = sum / count as f32;
+    println!("{} on {}: log-probability error {worst:.5}, mean {mean:.5}", dir.display(), device.name());
+    assert!(worst <= tolerance.max && mean <= tolerance.mean, "{}: off by {worst}, mean {mean}", dir.display());
 }
 
 /// Perplexity of the first windows of the held-out text.
@@ -141,7 +171,7 @@ fn check_perplexity(dir: &Path, device: &Device) {
     let golden = golden(dir).perplexity.value;
     let limits = Limits { max_logit_rows: CONTEXT, ..Limits::new(CONTEXT, CONTEXT, 1) };
     let mut model = load(dir, device, limits);
-    let (_, tolerance) = tolerance(&model);
+    let tolerance = tolerance(&model).perplexity;
     let tokenizer = Tokenizer::load(dir, model.config().vocab_size).expect("tokenizer loads");
     let text = std::fs::read_to_string(TEXT).expect("the text is a fixture");
     let ids = tokenizer.encode(&text, false).expect("encodes");
@@ -188,14 +218,14 @@ macro_rules! golden_tests {
             #[test]
             #[ignore = "needs a CUDA device"]
             fn cuda_f16() {
-                let device = Device::cuda(0, lowbit::dtype::DType::F16).expect("a CUDA device");
+                let device = Device::cuda(0, DType::F16).expect("a CUDA device");
                 dirs().iter().for_each(|dir| check(dir, &device));
             }
 
             #[test]
             #[ignore = "needs a CUDA device"]
             fn cuda_bf16() {
-                let device = Device::cuda(0, lowbit::dtype::DType::BF16).expect("a CUDA device");
+                let device = Device::cuda(0, DType::BF16).expect("a CUDA device");
                 dirs().iter().for_each(|dir| check(dir, &device));
             }
         }
