@@ -185,7 +185,7 @@ fn read<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Vec<
 pub(super) fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| Error::file(path, "shorter than 8 bytes"))?;
     let length = u64::from_le_bytes(*length);
-    if length < 2 || length > MAX_HEADER_BYTES || length > rest.len() as u64 {
+    if !(2..=MAX_HEADER_BYTES).contains(&length) || length > rest.len() as u64 {
         let reason = format!(
             "header length {length}; expected 2 to {MAX_HEADER_BYTES} and no more than the {} bytes that follow; not a safetensors file, or truncated",
             rest.len()
