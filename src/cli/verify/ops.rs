@@ -128,8 +128,7 @@ impl OpChecks<'_> {
         Ok(())
     }
 
-    /// Rotation, the cache, and attention over it: all rows at once as for a prompt, then the last of each sequence
-    /// as in decoding.
+    /// Rotation, the cache, and attention over it: all rows at once as for a prompt, then each as in decoding.
     fn attention(&mut self, host: &HostLayer, steps: &Steps) -> Result<()> {
         let (m, shape, rows, dtype) = (self.m(), &host.shape, self.rows, self.dtype());
         let input = self.rounded(&steps.qk_normed);
@@ -151,12 +150,17 @@ impl OpChecks<'_> {
         }
 
         self.attend("attention prefill", &rotated, &cache, &paged(&k, &v, rows), host)?;
-        let last: Vec<usize> = rows.starts[1..].iter().map(|&end| end as usize - 1).collect();
-        let queries: Vec<f32> =
-            last.iter().flat_map(|&r| &rotated[r * shape.qkv_width()..(r + 1) * shape.qkv_width()]).copied().collect();
-        let starts: Vec<u32> = (0..=last.len() as u32).collect();
-        let kv = PagedKv { cu_seqlens_q: &starts, ..paged(&k, &v, rows) };
-        self.attend("attention decode", &queries, &cache, &kv, host)
+        // Every row once more as a sequence of its own that decodes its last token.
+        let prompt = paged(&k, &v, rows);
+        let sequences = || rows.starts.windows(2).enumerate().flat_map(|(b, w)| (w[0]..w[1]).map(move |_| b));
+        let tables: Vec<u32> = sequences()
+            .flat_map(|b| &prompt.block_tables[b * prompt.max_blocks..][..prompt.max_blocks])
+            .copied()
+            .collect();
+        let lens: Vec<u32> = rows.positions.iter().map(|p| p + 1).collect();
+        let starts: Vec<u32> = (0..=m as u32).collect();
+        let kv = PagedKv { block_tables: &tables, context_lens: &lens, cu_seqlens_q: &starts, ..prompt };
+        self.attend("attention decode", &rotated, &cache, &kv, host)
     }
 
     fn attend(&mut self, op: &str, qkv: &[f32], cache: &KvLayer, kv: &PagedKv<'_>, host: &HostLayer) -> Result<()> {
