@@ -8,7 +8,7 @@ use lowbit::device::Device;
 use lowbit::dtype::DType;
 use lowbit::engine::sampling::SamplingParams;
 use lowbit::engine::{Engine, Event, Request};
-use lowbit::models::{Batch, Limits, Model};
+use lowbit::models::{Batch, DecoderLayer, Limits, Model};
 use lowbit::quant::ActQuant;
 use lowbit::text::Tokenizer;
 use serde::Deserialize;
@@ -61,19 +61,27 @@ struct Tolerance {
     perplexity: f64,
 }
 
-/// Weight-only and static models follow their golden files closely, 8 times less so in bf16, whose roundoff is 8 times
-/// f16's. Dynamic int8 activations of these models do not: one flipped rounding moves a token's whole row, so that in a
-/// float64 implementation a relative change of the embeddings by 1e-7 moves log-probabilities by up to 0.64, 0.056 in the
-/// mean. What is held there is the mean and the perplexity; that int8 arithmetic is exact is tested op by op.
+/// Weight-only models follow their golden files closely, 8 times less so in bf16, whose roundoff is 8 times f16's.
+///
+/// Int8 activations of these models do not: one flipped rounding moves a token's whole row. In a float64 implementation of
+/// its own, perturbing the embeddings moves log-probabilities of the dynamic model by up to 0.64, 0.056 in the mean, from
+/// 1e-7 relative on; those of the static one by 1.4 and 0.16 from 1e-5 on, and not at all by 1e-7. So f32 activations must
+/// follow the static model, and elsewhere the mean and the perplexity are held; that int8 arithmetic is exact is tested
+/// op by op.
 fn tolerance(model: &Model) -> Tolerance {
-    let schemes = || model.layers().iter().flat_map(|l| l.qkv.schemes().chain(l.down.schemes()));
-    if schemes().any(|s| s.activation == ActQuant::DynamicPerToken) {
+    let dtype = model.device().activation_dtype();
+    let activation =
+        |l: &DecoderLayer| l.qkv.schemes().chain(l.down.schemes()).map(|s| s.activation).collect::<Vec<_>>();
+    let activations: Vec<ActQuant> = model.layers().iter().flat_map(activation).collect();
+    if activations.contains(&ActQuant::DynamicPerToken) {
         return Tolerance { max: 0.8, mean: 0.08, perplexity: 0.01 };
     }
-    let weight_only = schemes().all(|s| s.activation == ActQuant::None);
-    let (max, perplexity) = if weight_only { (0.02, 0.005) } else { (0.1, 0.01) };
-    let coarse = if model.device().activation_dtype() == DType::BF16 { 8.0 } else { 1.0 };
-    Tolerance { max: max * coarse, mean: max * coarse / 8.0, perplexity }
+    if activations.iter().any(|&a| a != ActQuant::None) {
+        let (max, mean) = if dtype == DType::F32 { (0.1, 0.01) } else { (2.0, 0.2) };
+        return Tolerance { max, mean, perplexity: 0.01 };
+    }
+    let max = if dtype == DType::BF16 { 8.0 * 0.02 } else { 0.02 };
+    Tolerance { max, mean: max / 8.0, perplexity: 0.005 }
 }
 
 fn load(dir: &Path, device: &Device, limits: Limits) -> Model {
