@@ -145,14 +145,16 @@ impl Engine {
             return Ok(Vec::new());
         }
         let mut batch = Batch::default();
+        let mut sampling = Vec::new();
         for s in &scheduled {
             let sequence = self.scheduler.get(s.id);
-            let tokens = &sequence.token_ids()[s.start..s.end];
-            batch.push(tokens, s.start, sequence.blocks(), s.end == sequence.token_ids().len());
+            let complete = s.end == sequence.token_ids().len();
+            batch.push(&sequence.token_ids()[s.start..s.end], s.start, sequence.blocks(), complete);
+            if complete {
+                sampling.push(s.id);
+            }
         }
         self.model.forward(&batch, &mut self.cache)?;
-        let sampling: Vec<RequestId> =
-            scheduled.iter().filter(|s| s.end == self.scheduler.get(s.id).token_ids().len()).map(|s| s.id).collect();
         for s in &scheduled {
             self.scheduler.get_mut(s.id).set_computed(s.end);
         }
