@@ -185,8 +185,7 @@ impl Args {
             ));
         }
         let config = dummy_config(self.dummy.as_deref().unwrap_or_default())?;
-        let group_size = self.group_size.unwrap_or(if self.scheme.starts_with("w8") { 0 } else { 128 });
-        Ok((config, DType::BF16, Source::Dummy(DummyScheme::parse(&self.scheme, group_size)?)))
+        Ok((config, DType::BF16, Source::Dummy(DummyScheme::parse(&self.scheme, self.group_size)?)))
     }
 
     /// The model's name without the folders it lies in.

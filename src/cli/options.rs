@@ -60,6 +60,15 @@ impl DeviceChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct DtypeChoice(Option<DType>);
 
+/// A number that passes `ok`, or what was `expected` instead.
+pub(super) fn parse_number<T: std::str::FromStr>(
+    text: &str,
+    expected: &str,
+    ok: impl FnOnce(&T) -> bool,
+) -> Result<T, String> {
+    text.parse().ok().filter(ok).ok_or_else(|| format!("`{text}`: expected {expected}"))
+}
+
 fn parse_dtype(text: &str) -> Result<DtypeChoice, String> {
     match text {
         "auto" => Ok(DtypeChoice(None)),

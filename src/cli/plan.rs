@@ -2,20 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::builder::{FalseyValueParser, PossibleValuesParser};
+use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
-use crate::models::{
-    DUMMY_MODELS, DummyScheme, GPUS, Gpu, Limits, MemoryPlan, Work, dummy_config, dummy_linear, expected_tensors,
-};
+use crate::error::Result;
+use crate::models::{DummyScheme, GPUS, Gpu, Limits, MemoryPlan, Work, dummy_config, dummy_linear, expected_tensors};
 use crate::quant::Scheme;
 
 use super::generate::MAX_BATCH_TOKENS;
 use super::inspect::Lines;
-use super::options::{model_dtype, open_checkpoint};
+use super::options::{model_dtype, open_checkpoint, parse_number};
 use super::{Outcome, output};
 
 /// Tokens of the prompt that times are given for, where sequences may be so long.
@@ -29,8 +27,8 @@ pub(super) struct Args {
     #[arg(required_unless_present = "dummy", conflicts_with = "dummy")]
     model: Option<String>,
 
-    /// Plan for a known shape instead of a model.
-    #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE", value_parser = PossibleValuesParser::new(DUMMY_MODELS.iter().map(|shape| shape.0)))]
+    /// Plan for a known shape instead of a model, such as `llama-3.1-8b`; an unknown name lists them.
+    #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
     dummy: Option<String>,
 
     /// Scheme of --dummy: `bf16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit.
@@ -41,9 +39,9 @@ pub(super) struct Args {
     #[arg(long, env = "LOWBIT_GROUP_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     group_size: Option<u32>,
 
-    /// The GPU.
-    #[arg(long, env = "LOWBIT_GPU", value_name = "NAME", default_value = "a100-80gb", value_parser = PossibleValuesParser::new(GPUS.map(|g| g.name)))]
-    gpu: String,
+    /// The GPU, by its name and memory; an unknown name lists them.
+    #[arg(long, env = "LOWBIT_GPU", value_name = "NAME", default_value = "a100-80gb", value_parser = parse_gpu)]
+    gpu: &'static Gpu,
 
     /// Longest sequence; without it what the model was made for.
     #[arg(long, env = "LOWBIT_MAX_MODEL_LEN", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -62,9 +60,13 @@ pub(super) struct Args {
     json: bool,
 }
 
+fn parse_gpu(text: &str) -> Result<&'static Gpu, String> {
+    let known = || GPUS.iter().map(|gpu| gpu.name).collect::<Vec<_>>().join(", ");
+    GPUS.iter().find(|gpu| gpu.name == text).ok_or_else(|| format!("`{text}` is not known; there are {}", known()))
+}
+
 fn parse_part(text: &str) -> Result<f64, String> {
-    let value: Option<f64> = text.parse().ok();
-    value.filter(|x| *x > 0.0 && *x <= 1.0).ok_or_else(|| format!("`{text}`: expected a number above 0, at most 1"))
+    parse_number(text, "a number above 0, at most 1", |x| *x > 0.0 && *x <= 1.0)
 }
 
 /// What is planned for: a checkpoint's headers, or a shape.
@@ -89,10 +91,11 @@ impl Subject {
             return Ok(Subject::Checkpoint(Box::new(checkpoint), dtype));
         };
         let config = dummy_config(shape)?;
-        let group = args.group_size.unwrap_or(if args.scheme.starts_with("w8") { 0 } else { 128 }) as usize;
-        // A few rows of as many columns as make the group one of several.
-        let scheme = |scheme| dummy_linear(scheme, 8, 2 * group.max(8), false, 0).scheme();
-        let decoder = scheme(DummyScheme::parse(&args.scheme, group)?);
+        let decoder = DummyScheme::parse(&args.scheme, args.group_size.map(|size| size as usize))?;
+        // A few rows of as many columns as make a group one of several.
+        let columns = 2 * args.group_size.unwrap_or(0).max(128) as usize;
+        let scheme = |scheme| dummy_linear(scheme, 8, columns, false, 0).scheme();
+        let decoder = scheme(decoder);
         Ok(Subject::Dummy(Box::new(Shape { config, decoder, head: scheme(DummyScheme::Bf16) })))
     }
 
@@ -119,8 +122,6 @@ impl Subject {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let gpu = GPUS.iter().find(|gpu| gpu.name == args.gpu);
-    let gpu = gpu.ok_or_else(|| Error::input("--gpu", format!("`{}` is not known", args.gpu)))?;
     let subject = Subject::open(args)?;
     let config = subject.config();
     let (len, seqs) =
@@ -128,7 +129,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let limits = Limits::new(len, len.min(MAX_BATCH_TOKENS).max(seqs), seqs);
     let plan = MemoryPlan::new(config, &limits, subject.dtype(), |name| subject.scheme(name))?;
     let work = Work::new(config, subject.dtype(), |name| subject.scheme(name))?;
-    let report = Report { gpu, args, plan, work, len, seqs, parameters: super::bench::parameters(config) };
+    let report = Report { gpu: args.gpu, args, plan, work, len, seqs, parameters: super::bench::parameters(config) };
     if args.json {
         output::write_json(&report.json())?
     } else {

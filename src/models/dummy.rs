@@ -41,14 +41,16 @@ pub enum DummyScheme {
 }
 
 impl DummyScheme {
-    /// Parses `bf16`, `w4a16`, `w8a16`, `w8a8`, `w4a8` (any 2 to 8 bits) with a group size (0: per channel).
-    pub fn parse(scheme: &str, group_size: usize) -> Result<DummyScheme> {
+    /// Parses `bf16`, `w4a16`, `w8a16`, `w8a8`, `w4a8` (any 2 to 8 bits) with a group size (0: per channel;
+    /// without one per channel at 8 bits, else 128).
+    pub fn parse(scheme: &str, group_size: Option<usize>) -> Result<DummyScheme> {
         let bad = || Error::input("--scheme", format!("`{scheme}` is not one of bf16, w2a16 to w8a16, w2a8 to w8a8"));
         if scheme == "bf16" {
             return Ok(DummyScheme::Bf16);
         }
         let (bits, activation) = scheme.strip_prefix('w').and_then(|s| s.split_once('a')).ok_or_else(bad)?;
         let bits: u8 = bits.parse().ok().filter(|b| (2..=8).contains(b)).ok_or_else(bad)?;
+        let group_size = group_size.unwrap_or(if bits == 8 { 0 } else { 128 });
         match activation {
             "16" => Ok(DummyScheme::WeightOnly(bits, group_size)),
             "8" => Ok(DummyScheme::Int8(bits, group_size)),

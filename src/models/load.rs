@@ -51,6 +51,11 @@ pub fn layer_tables(config: &ModelConfig) -> Vec<LayerTable> {
         .collect()
 }
 
+/// Module names of all linear layers of the decoder, without the head, in the order in which data flows.
+pub fn linear_names(config: &ModelConfig) -> Vec<String> {
+    layer_tables(config).iter().flat_map(|table| table.linears().cloned()).collect()
+}
+
 /// Everything a model of this configuration needs from its checkpoint.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<Expected> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::models::{Model, layer_tables};
+use crate::models::{Model, linear_names};
 
 use super::super::options::{load_model, model_dtype, open_checkpoint, scheme_summary};
 use super::super::{bench, output};
@@ -114,10 +114,7 @@ impl Row {
 /// Bits that a weight of the decoder layers' linear layers takes in the files.
 fn linear_bits(checkpoint: &Checkpoint) -> f64 {
     let config = checkpoint.config();
-    let modules: std::collections::HashSet<String> = layer_tables(config)
-        .into_iter()
-        .flat_map(|t| t.qkv.map(|(name, _)| name).into_iter().chain([t.o, t.down]).chain(t.gate_up))
-        .collect();
+    let modules: std::collections::HashSet<String> = linear_names(config).into_iter().collect();
     let in_linear = |name: &str| {
         // Codes may be `weight`, or `weight.absmax` and the like (bitsandbytes).
         let module = name.split_once("_proj.").map(|(module, rest)| (format!("{module}_proj"), rest));

@@ -8,6 +8,7 @@ use crate::engine::sampling::SamplingParams;
 use crate::engine::{Engine, Event, Request};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::models::quantize::spread;
 use crate::text::tokenizer::Tokenizer;
 
 use super::super::output;
@@ -30,9 +31,7 @@ pub(super) fn prompts_of_text(ids: &[u32]) -> Vec<Vec<u32>> {
     if len == 0 {
         return Vec::new();
     }
-    let pieces = ids.len() / len;
-    let count = PROMPTS.min(pieces);
-    (0..count).map(|i| ids[i * pieces / count * len..][..len].to_vec()).collect()
+    spread(ids, len, PROMPTS).map(<[u32]>::to_vec).collect()
 }
 
 /// Prompts of a file: one a line, blank lines passed over; in a file named `*.jsonl` each line is a JSON string or an object

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::models::quantize::{Calibration, Recipe};
+use crate::models::quantize::{Calibration, Recipe, spread};
 use crate::text::tokenizer::Tokenizer;
 
 use super::super::output;
@@ -18,8 +18,7 @@ pub(super) fn calibrate(path: &Path, source: &Checkpoint, samples: usize, contex
     if windows < samples {
         tracing::warn!("{} has {windows} windows of {context} tokens, not {samples}: all are used", path.display());
     }
-    let used = windows.min(samples);
-    let ids = (0..used).flat_map(|i| &all[i * windows / used * context..][..context]).copied().collect();
+    let ids = spread(&all, context, samples).flatten().copied().collect();
     Ok(Calibration { ids, context, text_sha256 })
 }
 

@@ -16,9 +16,9 @@ use clap::builder::FalseyValueParser;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::write::Output;
 use crate::device::Device;
-use crate::error::Error;
-use crate::models::layer_tables;
-use crate::models::quantize::{Estimate, Observer, PAGE, Progress, REPORT, check_target, quantize};
+use crate::error::{Error, Result};
+use crate::models::linear_names;
+use crate::models::quantize::{Estimate, Observer, Progress, check_target, quantize};
 
 use super::options::open_checkpoint;
 use super::{Outcome, output};
@@ -29,7 +29,7 @@ use options::{
     parse_threshold,
 };
 use rules::{LayerSpec, RuleSpec};
-use words::{dry_run, in_words, layer_line, widths_table};
+use words::{dry_run, in_words, layer_line, tell, widths_table};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -151,13 +151,24 @@ pub(super) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Tokens of a window, which the model must have positions for.
+    fn context(&self, source: &Checkpoint) -> Result<usize> {
+        let (context, positions) = (self.seq_len as usize, source.config().max_position_embeddings);
+        if context > positions {
+            return Err(Error::input("--seq-len", format!("{context}: the model has {positions} positions")));
+        }
+        Ok(context)
+    }
+}
+
 pub(super) fn run(args: &Args) -> Outcome {
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         pool.map_err(|e| Error::input("--threads", e.to_string()))?;
     }
     let source = open_checkpoint(&args.source)?;
-    let names: Vec<String> = layer_tables(source.config()).iter().flat_map(|t| t.linears().cloned()).collect();
+    let names = linear_names(source.config());
     let recipe = args.recipe(&names)?;
     let written = recipe.written(&names);
     recipe.format.check(&written)?;
@@ -175,11 +186,8 @@ pub(super) fn run(args: &Args) -> Outcome {
             "note: this model's head is its embedding; the quantized head is a tensor of its own, and the embedding stays in 16 bit beside it"
         );
     }
-    let (samples, context) = (args.samples as usize, args.seq_len as usize);
-    if recipe.needs_calibration() && context > source.config().max_position_embeddings {
-        let reason = format!("{context}: the model has {} positions", source.config().max_position_embeddings);
-        return Err(Error::input("--seq-len", reason));
-    }
+    let samples = args.samples as usize;
+    let context = if recipe.needs_calibration() { args.context(&source)? } else { args.seq_len as usize };
     let estimate = Estimate::new(&source, &recipe, samples, context);
     if args.dry_run {
         return dry_run(args, &recipe, &written, &estimate);
@@ -209,16 +217,6 @@ pub(super) fn run(args: &Args) -> Outcome {
         }
     })?;
     bar.finish_and_clear();
-    if args.json {
-        output::write_json(&report)?;
-    } else {
-        let bytes = Checkpoint::open(&args.destination)?.bytes();
-        output::write(&format!(
-            "{}: {}, {} of tensors; report in {REPORT} and {PAGE}\n",
-            args.destination.display(),
-            report["schemes"].as_str().unwrap_or_default(),
-            output::bytes(bytes)
-        ))?;
-    }
+    tell(args, &report, report["schemes"].as_str().unwrap_or_default())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,9 @@
 use clap::ValueEnum;
 
 use crate::models::quantize::{Activation, Observer};
+use crate::quant::affine::Mapping;
+
+use super::super::options::parse_number;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum KvScalesName {
@@ -17,6 +20,18 @@ pub(super) enum MappingName {
     MaxClip,
     SignedFull,
     Asymmetric,
+}
+
+impl MappingName {
+    pub(super) fn mapping(self) -> Mapping {
+        match self {
+            MappingName::Narrow => Mapping::Narrow,
+            MappingName::Centered => Mapping::Centered,
+            MappingName::MaxClip => Mapping::MaxClip,
+            MappingName::SignedFull => Mapping::SignedFull,
+            MappingName::Asymmetric => Mapping::Asymmetric,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,13 +81,11 @@ impl SchemeName {
 }
 
 pub(super) fn parse_fraction(text: &str) -> Result<f64, String> {
-    let value: Option<f64> = text.parse().ok();
-    value.filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| format!("`{text}`: expected a number from 0 to 1"))
+    parse_number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(x))
 }
 
 pub(super) fn parse_threshold(text: &str) -> Result<f64, String> {
-    let value: Option<f64> = text.parse().ok();
-    value.filter(|x| (0.0..=1e30).contains(x)).ok_or_else(|| format!("`{text}`: expected a number, 0 or more"))
+    parse_number(text, "a number, 0 or more", |x| (0.0..=1e30).contains(x))
 }
 
 pub(super) fn parse_observer(text: &str) -> Result<Observer, String> {
@@ -93,8 +106,7 @@ pub(super) fn parse_observer(text: &str) -> Result<Observer, String> {
 }
 
 pub(super) fn parse_bpw(text: &str) -> Result<f64, String> {
-    let value: Option<f64> = text.parse().ok();
-    value.filter(|x| *x > 0.0 && *x < 16.0).ok_or_else(|| format!("`{text}`: expected a number above 0 and below 16"))
+    parse_number(text, "a number above 0 and below 16", |x| *x > 0.0 && *x < 16.0)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::quantize::Recipe;
 
 use super::super::Outcome;
+use super::super::options::parse_number;
 
 /// Flags of `--method qat` alone.
 #[derive(Debug, clap::Args)]
@@ -38,8 +39,7 @@ pub(super) struct Args {
 }
 
 fn parse_rate(text: &str) -> Result<f32, String> {
-    let value: Option<f32> = text.parse().ok();
-    value.filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| format!("`{text}`: expected a number from 0 to 1"))
+    parse_number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(x))
 }
 
 impl Args {
@@ -74,12 +74,12 @@ mod with_autograd {
     use std::time::Instant;
 
     use super::super::calibration::{encode, fingerprint};
-    use super::super::words::{dry_run, in_words};
+    use super::super::words::{dry_run, in_words, tell};
     use super::*;
     use crate::checkpoint::write::Output;
     use crate::cli::output;
+    use crate::models::quantize::Calibration;
     use crate::models::quantize::qat::{QatOptions, estimate, qat};
-    use crate::models::quantize::{Calibration, REPORT};
 
     impl Args {
         fn options(&self) -> QatOptions {
@@ -101,11 +101,7 @@ mod with_autograd {
         written: &Written,
     ) -> Outcome {
         let options = args.qat.options();
-        let context = args.seq_len as usize;
-        if context > source.config().max_position_embeddings {
-            let reason = format!("{context}: the model has {} positions", source.config().max_position_embeddings);
-            return Err(Error::input("--seq-len", reason));
-        }
+        let context = args.context(source)?;
         let estimate = estimate(source, recipe, &options, context);
         if args.dry_run {
             return dry_run(args, recipe, written, &estimate);
@@ -135,20 +131,10 @@ mod with_autograd {
             }
         })?;
         bar.finish_and_clear();
-        if args.json {
-            output::write_json(&report)?;
-        } else {
-            let bytes = Checkpoint::open(&args.destination)?.bytes();
-            let held_out = |i: usize| report["qat"]["held_out"][i][1].as_f64().unwrap_or(f64::NAN);
-            let best = report["qat"]["held_out"].as_array().map_or(0, Vec::len).saturating_sub(1);
-            output::write(&format!(
-                "{}: held-out divergence {:.4} to {:.4}, {} of tensors; report in {REPORT}\n",
-                args.destination.display(),
-                held_out(0),
-                (0..=best).map(held_out).fold(f64::INFINITY, f64::min),
-                output::bytes(bytes)
-            ))?;
-        }
+        let held_out = |i: usize| report["qat"]["held_out"][i][1].as_f64().unwrap_or(f64::NAN);
+        let best = report["qat"]["held_out"].as_array().map_or(0, Vec::len).saturating_sub(1);
+        let least = (0..=best).map(held_out).fold(f64::INFINITY, f64::min);
+        tell(args, &report, &format!("held-out divergence {:.4} to {least:.4}", held_out(0)))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -46,25 +46,22 @@ impl Args {
     fn layer(&self, spec: LayerSpec) -> Result<Option<LayerScheme>> {
         let LayerSpec::Become { scheme, group_size, mapping } = spec else { return Ok(None) };
         let SchemeName { bits, mut activation } = scheme.or(self.scheme).unwrap_or(self.method.scheme());
-        let mapping = match (mapping.or(self.mapping), self.method.mapping()) {
+        let asked = mapping.or(self.mapping).map(MappingName::mapping);
+        let stores_largest = self.format == Some(FormatName::Bitsandbytes);
+        let mapping = match (asked, self.method.mapping()) {
             (None, Some(own)) => own,
             (Some(_), Some(_)) => {
                 let reason = format!("not with --method {}, which has its own", self.method.name());
                 return Err(Error::input("--mapping", reason));
             }
             (None, None) if self.method.is_awq() && activation == Activation::None => Mapping::Asymmetric,
-            (None | Some(MappingName::Narrow), None) if self.format == Some(FormatName::Bitsandbytes) => {
-                Mapping::Narrow
-            }
-            (Some(_), None) if self.format == Some(FormatName::Bitsandbytes) => {
+            (None, None) if stores_largest => Mapping::Narrow,
+            (None, None) => Mapping::Centered,
+            (Some(asked), None) if stores_largest && asked != Mapping::Narrow => {
                 let reason = "the format bitsandbytes stores 127 times the scale, which is `narrow`";
                 return Err(Error::input("--mapping", reason));
             }
-            (None | Some(MappingName::Centered), None) => Mapping::Centered,
-            (Some(MappingName::Narrow), None) => Mapping::Narrow,
-            (Some(MappingName::MaxClip), None) => Mapping::MaxClip,
-            (Some(MappingName::SignedFull), None) => Mapping::SignedFull,
-            (Some(MappingName::Asymmetric), None) => Mapping::Asymmetric,
+            (Some(asked), None) => asked,
         };
         match (&mut activation, self.observer) {
             (Activation::Static { observer, .. }, Some(chosen)) => *observer = chosen,

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::write::Written;
-use crate::models::quantize::{Estimate, Recipe};
+use crate::error::Result;
+use crate::models::quantize::{Estimate, PAGE, REPORT, Recipe};
 
 use super::super::{Outcome, output};
 use super::Args;
@@ -27,6 +29,16 @@ pub(super) fn dry_run(args: &Args, recipe: &Recipe, written: &Written, estimate:
         output::write(&format!("{scheme} in the format {}: {}\n", recipe.format.name(), in_words(estimate)))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The end of a run: `what` it came to, or the whole report.
+pub(super) fn tell(args: &Args, report: &Value, what: &str) -> Result<()> {
+    if args.json {
+        return output::write_json(report);
+    }
+    let bytes = output::bytes(Checkpoint::open(&args.destination)?.bytes());
+    let dst = args.destination.display();
+    output::write(&format!("{dst}: {what}, {bytes} of tensors; report in {REPORT} and {PAGE}\n"))
 }
 
 pub(super) fn in_words(e: &Estimate) -> String {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::quant::observer::absmax;
 use crate::quant::{ActQuant, QuantWeight};
 
 /// Bins of a histogram.
@@ -10,7 +11,7 @@ const BINS: usize = 64;
 /// Of the weights of a linear layer before they were rounded, from `-amax` to `amax`; `range` has the least, the median and
 /// the largest of its groups' lower ends, and of the upper ones.
 pub(super) fn of_weights(weight: &[f32], quantized: &QuantWeight) -> Value {
-    let amax = weight.iter().fold(0f32, |most, w| most.max(w.abs()));
+    let amax = absmax(weight);
     let mut note = histogram(weight, -amax, amax);
     let (mut low, mut high): (Vec<f32>, Vec<f32>) = group_ranges(quantized).unzip();
     note["range"] = json!({ "low": spread(&mut low), "high": spread(&mut high) });

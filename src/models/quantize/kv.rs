@@ -7,6 +7,7 @@ use crate::checkpoint::write::{KvScales, OutTensor};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::affine::{CodeRange, Mapping};
+use crate::quant::observer::absmax;
 
 /// Largest magnitudes of each KV head's keys and values.
 #[derive(Debug, Clone)]
@@ -33,8 +34,7 @@ impl KvRanges {
             let (keys, values) = row[self.skip..].split_at(width);
             for (amax, x) in [(&mut self.keys, keys), (&mut self.values, values)] {
                 for (amax, head) in amax.iter_mut().zip(x.chunks_exact(self.head_dim)) {
-                    // Not f32::max, which forgets NaN.
-                    head.iter().for_each(|x| *amax = if x.abs() > *amax || x.is_nan() { x.abs() } else { *amax });
+                    *amax = absmax(&[*amax, absmax(head)]); // not f32::max, which forgets NaN
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::quant::allocate::{Choice, allocate};
 use crate::quant::grid::round_to_nearest;
 
 use super::layer::HostLayer;
-use super::{Activation, Calibration, LayerScheme, Recipe, Slot, Target, Walk, WeightRounding, no_scale};
+use super::{Activation, Calibration, LayerScheme, Recipe, Slot, Target, Walk, WeightRounding, no_scale, spread};
 
 /// Windows of the calibration text that widths are compared on.
 pub(super) const WINDOWS: usize = 8;
@@ -174,10 +174,7 @@ fn at_width(mut scheme: LayerScheme, bits: u8) -> LayerScheme {
 
 /// Some of the windows, evenly spaced.
 fn some_windows(calibration: &Calibration) -> Calibration {
-    let context = calibration.context;
-    let windows = calibration.ids.len() / context;
-    let used = windows.min(WINDOWS);
-    let ids = (0..used).flat_map(|i| &calibration.ids[i * windows / used * context..][..context]).copied().collect();
+    let ids = spread(&calibration.ids, calibration.context, WINDOWS).flatten().copied().collect();
     Calibration { ids, ..calibration.clone() }
 }
 

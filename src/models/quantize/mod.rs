@@ -5,6 +5,7 @@
 //! was and ends with the same bytes.
 
 mod estimate;
+mod finish;
 mod head;
 mod histograms;
 mod inputs;
@@ -47,7 +48,8 @@ use crate::quant::smooth::smoothing_scales;
 use crate::quant::table::{learn_table, round_to_table};
 use crate::quant::ternary::ternary;
 
-use super::load::{expected_tensors, layer_tables};
+use super::load::{expected_tensors, layer_tables, linear_names};
+use finish::finish;
 use inputs::Inputs;
 use kv::KvRanges;
 use layer::{HostLayer, HostLinear};
@@ -90,6 +92,13 @@ pub struct Calibration {
     pub context: usize,
     /// SHA-256 of the whole text, in hexadecimal, for the report.
     pub text_sha256: String,
+}
+
+/// At most `most` disjoint pieces of `len` tokens each, spread evenly over `ids`; none where these are fewer.
+pub fn spread(ids: &[u32], len: usize, most: usize) -> impl Iterator<Item = &[u32]> {
+    let pieces = ids.len() / len;
+    let used = pieces.min(most);
+    (0..used).map(move |i| &ids[i * pieces / used * len..][..len])
 }
 
 /// A step of [`quantize`].
@@ -137,7 +146,7 @@ pub fn quantize(
 ) -> Result<Value> {
     let config = source.config();
     let tables = layer_tables(config);
-    let names: Vec<String> = tables.iter().flat_map(|table| table.linears().cloned()).collect();
+    let names = linear_names(config);
     recipe.format.check(&recipe.written(&names))?;
     for note in source.check(&expected_tensors(config))? {
         tracing::info!("{note}");
@@ -170,8 +179,7 @@ pub fn quantize(
         _ => (recipe.clone(), None),
     };
     let recipe = &recipe;
-    let written = recipe.written(&names);
-    recipe.format.check(&written)?;
+    recipe.format.check(&recipe.written(&names))?;
     let head = recipe.head(dtype);
     let total = tables.len() + usize::from(head.is_some());
     let mut walk = match calibration {
@@ -204,27 +212,7 @@ pub fn quantize(
         output.add(&tensors, &note, &[])?;
         progress(Progress::Layer(tables.len(), &note));
     }
-    let layers = (0..output.parts()).map(|i| output.note(i)).collect::<Result<Vec<_>>>()?;
-    let report = json!({
-        "quantizer": format!("lowbit {}", env!("CARGO_PKG_VERSION")),
-        "source": source.dir().file_name().map(|name| name.to_string_lossy()),
-        "recipe": recipe.json(),
-        "schemes": written.to_string(),
-        "mixed_precision": mixed,
-        "calibration": calibration.map(Calibration::json),
-        "seconds": seconds(started),
-        "totals": sizes::totals(&layers, source),
-        "layers": layers,
-    });
-    let (text, html) = (page::pretty(&report).into_bytes(), page::render(&report)?.into_bytes());
-    let mut replaced: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-    let mut changes = vec![("quantization_config", recipe.format.config(&written, dtype))];
-    if head.is_some() {
-        replaced.push("lm_head.weight".into());
-        changes.push(("tie_word_embeddings", json!(false)));
-    }
-    output.finish(source, &replaced, &changes, &[(REPORT, text), (PAGE, html)])?;
-    Ok(report)
+    finish(output, source, recipe, dtype, calibration, started, ("mixed_precision", mixed.into()))
 }
 
 /// Name of the report beside the weights.

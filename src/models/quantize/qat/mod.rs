@@ -27,10 +27,11 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::quant::distortion::Distortion;
 
-use super::super::load::{expected_tensors, layer_tables};
+use super::super::load::{expected_tensors, layer_tables, linear_names};
+use super::finish::finish;
 use super::layer::{HostLayer, HostNorm};
-use super::{Activation, Calibration, LayerScheme, PAGE, REPORT, Recipe, Transform, WeightRounding};
-use super::{histograms, page, process, seconds, sizes};
+use super::{Activation, Calibration, LayerScheme, Recipe, Transform, WeightRounding};
+use super::{histograms, process, sizes};
 use network::{Frame, Network, bias_name, steps_name, weight_name};
 use optimizer::Parameter;
 use train::Trained;
@@ -95,9 +96,7 @@ pub fn qat(
     let started = Instant::now();
     let config = source.config();
     let tables = layer_tables(config);
-    let names: Vec<String> = tables.iter().flat_map(|table| table.linears().cloned()).collect();
-    let written = recipe.written(&names);
-    recipe.format.check(&written)?;
+    recipe.format.check(&recipe.written(&linear_names(config)))?;
     check(recipe)?;
     for note in source.check(&expected_tensors(config))? {
         tracing::info!("{note}");
@@ -154,23 +153,7 @@ pub fn qat(
         sizes::add(&mut note, &tensors, source);
         output.add(&tensors, &note, &[])?;
     }
-    let notes = (0..output.parts()).map(|i| output.note(i)).collect::<Result<Vec<_>>>()?;
-    let report = json!({
-        "quantizer": format!("lowbit {}", env!("CARGO_PKG_VERSION")),
-        "source": source.dir().file_name().map(|name| name.to_string_lossy()),
-        "recipe": recipe.json(),
-        "schemes": written.to_string(),
-        "calibration": text.json(),
-        "qat": report(options, &trained, text),
-        "seconds": seconds(started),
-        "totals": sizes::totals(&notes, source),
-        "layers": notes,
-    });
-    let replaced: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-    let (file, html) = (page::pretty(&report).into_bytes(), page::render(&report)?.into_bytes());
-    let changes = [("quantization_config", recipe.format.config(&written, dtype))];
-    output.finish(source, &replaced, &changes, &[(REPORT, file), (PAGE, html)])?;
-    Ok(report)
+    finish(output, source, recipe, dtype, Some(text), started, ("qat", report(options, &trained, text)))
 }
 
 /// Fails for recipes whose rounding training does not imitate.
