@@ -43,30 +43,204 @@ __device__ void emit_floats_part(const EmitArgs& out, const Row& values) {
   emit_floats<T>(out, blockIdx.x, values, begin, min(begin + columns, out.k));
 }
 
-// What `emit_codes` keeps outliers in: T, or void where it knows none.
+// The finite values of a row from the threshold on, which LLM.int8() keeps as T beside the codes. With void there are none.
 template <typename T>
-constexpr bool KEEPS_OUTLIERS = true;
-template <>
-constexpr bool KEEPS_OUTLIERS<void> = false;
+class Outliers {
+ public:
+  __device__ __forceinline__ Outliers(const EmitArgs& out, uint32_t row)
+      : threshold_(out.threshold), words_((out.k + 31) / 32), k_(out.k) {
+    floats_ = static_cast<T*>(out.floats) + static_cast<size_t>(row) * k_;
+    bits_ = out.outliers + static_cast<size_t>(row) * words_;
+  }
 
-// Writes row `row` as codes and a scale, all threads of the block together. Mode OUTLIERS, for T alone: finite values from
-// the threshold on do not count for the scale, have code 0, a bit in `outliers`, and their value in `floats`. Where the row fits dynamic shared memory
-// (`out.staged`), its values wait there between finding the largest and quantizing; else they are computed twice.
+  __device__ __forceinline__ bool has(float v) const { return fabsf(v) >= threshold_ && isfinite(v); }
+  __device__ __forceinline__ void keep(uint32_t c, float v) const { floats_[c] = from_float<T>(v); }
+
+  // Marks columns c to c + 7 by the bits of `mask`, and zeros what is behind the last column.
+  __device__ __forceinline__ void mark8(uint32_t c, uint32_t mask) const {
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(bits_);
+    bytes[c / 8] = static_cast<uint8_t>(mask);
+    for (uint32_t i = k_ / 8; c + 8 == k_ && i < 4 * words_; ++i) bytes[i] = 0;
+  }
+
+  // Marks column c, all lanes of a warp together, on 32 columns from a multiple of 32 on.
+  __device__ __forceinline__ void mark(uint32_t c, bool outlier) const {
+    const uint32_t vote = __ballot_sync(0xffffffff, outlier);
+    if (c % 32 == 0) bits_[c / 32] = vote;
+  }
+
+  // Columns to go through for `mark`: whole warps.
+  __device__ __forceinline__ uint32_t end() const { return 32 * words_; }
+
+ private:
+  float threshold_;
+  uint32_t words_, k_;
+  T* floats_;
+  uint32_t* bits_;
+};
+template <>
+class Outliers<void> {
+ public:
+  __device__ __forceinline__ Outliers(const EmitArgs& out, uint32_t) : k_(out.k) {}
+  __device__ __forceinline__ bool has(float) const { return false; }
+  __device__ __forceinline__ void keep(uint32_t, float) const {}
+  __device__ __forceinline__ void mark8(uint32_t, uint32_t) const {}
+  __device__ __forceinline__ void mark(uint32_t, bool) const {}
+  __device__ __forceinline__ uint32_t end() const { return k_; }
+
+ private:
+  uint32_t k_;
+};
+
+// What a row's scale depends on, gathered value by value.
+struct RowRange {
+  uint32_t amax_bits = 0;  // absolute values as bits order like the values, and what is not finite is above all that is
+  float low = 0.0f, high = 0.0f;
+  bool asymmetric;
+
+  __device__ __forceinline__ explicit RowRange(const EmitArgs& out) : asymmetric(out.mode == LOWBIT_EMIT_ASYMMETRIC) {}
+
+  __device__ __forceinline__ void see(float v) {
+    amax_bits = max(amax_bits, __float_as_uint(fabsf(v)));
+    if (asymmetric) low = fminf(low, v), high = fmaxf(high, v);
+  }
+};
+
+// Codes of one row.
+class RowCoder {
+ public:
+  // All threads of the block together, each with the range of what it has seen: synchronizes. Writes the row's scale.
+  __device__ __forceinline__ RowCoder(const EmitArgs& out, uint32_t row, RowRange range)
+      : finite_(true), scale_(out.static_scale), lowest_(-128.0f), zero_(out.static_zero), coder_(1.0f, 0) {
+    const uint32_t amax_bits = block_reduce(range.amax_bits, 0u, Max());
+    finite_ = amax_bits < 0x7f800000u;
+    if (out.mode == LOWBIT_EMIT_DYNAMIC || out.mode == LOWBIT_EMIT_OUTLIERS) {
+      scale_ = __fdiv_rn(__uint_as_float(amax_bits), 127.0f);
+      if (scale_ == 0.0f) scale_ = 1.0f;
+      zero_ = 0, lowest_ = -127.0f;
+    } else if (range.asymmetric) {
+      const float low = -block_reduce(-range.low, 0.0f, Max()), high = block_reduce(range.high, 0.0f, Max());
+      scale_ = __fdiv_rn(__fsub_rn(high, low), 255.0f);
+      if (scale_ == 0.0f) scale_ = 1.0f;
+      finite_ = finite_ && isfinite(scale_);
+      const float code = rintf(__fsub_rn(-128.0f, __fdiv_rn(low, scale_)));
+      zero_ = finite_ ? static_cast<int32_t>(fminf(fmaxf(code, -128.0f), 127.0f)) : 0;
+    }
+    if (threadIdx.x == 0) {
+      out.scales[row] = finite_ ? scale_ : __uint_as_float(0x7fc00000u);
+      if (range.asymmetric) out.zeros[row] = zero_;
+    }
+    coder_ = StaticCoder(scale_, zero_);
+    ordinary_ = StaticCoder::takes(scale_);
+  }
+
+  // In the low byte; the others hold anything.
+  __device__ __forceinline__ uint32_t code(float v) const {
+    if (!finite_) return 0;
+    return ordinary_ ? coder_.code(v)
+                     : static_cast<uint8_t>(quantize_code(v, scale_, static_cast<float>(zero_), lowest_));
+  }
+
+  // Codes of columns c to c + 7; outliers have code 0 and are kept, unless the row as a whole is lost.
+  template <typename T>
+  __device__ __forceinline__ uint2 code8(const float (&v)[8], uint32_t flip, const Outliers<T>& outliers, uint32_t c) const {
+    uint32_t words[2] = {0, 0}, mask = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const bool outlier = is_kept(v[i], outliers, c + i);
+      mask |= static_cast<uint32_t>(outlier) << i;
+      words[i / 4] |= (outlier ? 0 : code(v[i]) & 0xff) << (8 * (i % 4));
+    }
+    outliers.mark8(c, mask);
+    return make_uint2(words[0] ^ flip * 0x01010101u, words[1] ^ flip * 0x01010101u);
+  }
+
+  // Whether the value of column c is an outlier, and then keeps it.
+  template <typename T>
+  __device__ __forceinline__ bool is_kept(float v, const Outliers<T>& outliers, uint32_t c) const {
+    const bool outlier = finite_ && outliers.has(v);
+    if (outlier) outliers.keep(c, v);
+    return outlier;
+  }
+
+ private:
+  bool finite_, ordinary_;
+  float scale_, lowest_;
+  int32_t zero_;
+  StaticCoder coder_;  // as exact as quantize_code, where it works
+};
+
+// A row in registers, CHUNKS times eight columns in each thread of the block.
+template <int CHUNKS>
+struct HeldRow {
+  float v[CHUNKS][8];
+
+  static __device__ __forceinline__ uint32_t column(int chunk) { return 8 * (threadIdx.x + chunk * blockDim.x); }
+
+  template <typename Row>
+  __device__ __forceinline__ HeldRow(const Row& values, uint32_t k) {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[i][j] = 0.0f;
+      if (column(i) < k) values.at8(column(i), v[i]);
+    }
+  }
+
+  template <typename T = void>
+  __device__ __forceinline__ void emit_codes(const EmitArgs& out, uint32_t row) const {
+    const Outliers<T> outliers(out, row);
+    RowRange range(out);
+#pragma unroll
+    for (int i = 0; i < 8 * CHUNKS; ++i) {
+      if (!outliers.has(v[i / 8][i % 8])) range.see(v[i / 8][i % 8]);
+    }
+    const RowCoder coder(out, row, range);
+    int8_t* codes = out.codes + static_cast<size_t>(row) * out.k;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+      if (column(i) < out.k) *reinterpret_cast<uint2*>(codes + column(i)) = coder.code8(v[i], out.flip, outliers, column(i));
+    }
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void emit_floats(const EmitArgs& out, uint32_t row) const {
+    T* floats = static_cast<T*>(out.floats) + static_cast<size_t>(row) * out.k;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+      if (column(i) < out.k) store8(floats + column(i), v[i]);
+    }
+  }
+};
+
+// As HELD_CHUNKS in src/device/cuda/ops.rs, which by it leaves out the shared memory.
+constexpr uint32_t MOST_CHUNKS = 4;
+
+// Chunks of eight columns for each thread of the block where a row is held in registers: 1, 2 or MOST_CHUNKS; 0
+// where it is not.
+__device__ __forceinline__ uint32_t held_chunks(const EmitArgs& out) {
+  if (out.k % 8 != 0 || out.order != nullptr || out.k > MOST_CHUNKS * 8 * blockDim.x) return 0;
+  return out.k <= 8 * blockDim.x ? 1 : out.k <= 16 * blockDim.x ? 2 : MOST_CHUNKS;
+}
+
+// Writes row `row` as codes and a scale, all threads of the block together; mode OUTLIERS with the type T that outliers
+// are kept in. A row that is not held in registers and fits dynamic shared memory (`out.staged`) waits there between
+// finding the largest and quantizing; else it is computed twice.
 template <typename T = void, typename Row>
 __device__ void emit_codes(const EmitArgs& out, uint32_t row, const Row& values) {
+  switch (held_chunks(out)) {
+    case 1: return HeldRow<1>(values, out.k).template emit_codes<T>(out, row);
+    case 2: return HeldRow<2>(values, out.k).template emit_codes<T>(out, row);
+    case MOST_CHUNKS: return HeldRow<MOST_CHUNKS>(values, out.k).template emit_codes<T>(out, row);
+    default: break;
+  }
   extern __shared__ __align__(16) float staged[];  // [k]
   const uint32_t k = out.k;
   const bool by_eight = k % 8 == 0, is_staged = out.staged != 0;
-
-  // Absolute values as bits: they order like the values, and whatever is not finite is above all that is.
-  uint32_t amax_bits = 0;
-  const bool asymmetric = out.mode == LOWBIT_EMIT_ASYMMETRIC;
-  float low = 0.0f, high = 0.0f;
-  const auto is_large = [&](float v) { return fabsf(v) >= out.threshold; };
+  const Outliers<T> outliers(out, row);
+  RowRange range(out);
   const auto see = [&](float v) {
-    if (KEEPS_OUTLIERS<T> && is_large(v) && isfinite(v)) return;
-    amax_bits = max(amax_bits, __float_as_uint(fabsf(v)));
-    if (asymmetric) low = fminf(low, v), high = fmaxf(high, v);
+    if (!outliers.has(v)) range.see(v);
   };
   if (by_eight) {
     for (uint32_t c = 8 * threadIdx.x; c < k; c += 8 * blockDim.x) {
@@ -86,51 +260,10 @@ __device__ void emit_codes(const EmitArgs& out, uint32_t row, const Row& values)
       if (is_staged) staged[c] = v;
     }
   }
-  amax_bits = block_reduce(amax_bits, 0u, Max());  // synchronizes: all columns are staged
-  bool finite = amax_bits < 0x7f800000u;
+  const RowCoder coder(out, row, range);  // synchronizes: all columns are staged
 
-  float scale = out.static_scale, lowest = -128.0f;
-  int32_t zero = out.static_zero;
-  if (KEEPS_OUTLIERS<T> || out.mode == LOWBIT_EMIT_DYNAMIC) {
-    scale = __fdiv_rn(__uint_as_float(amax_bits), 127.0f);
-    if (scale == 0.0f) scale = 1.0f;
-    zero = 0, lowest = -127.0f;
-  } else if (asymmetric) {
-    low = -block_reduce(-low, 0.0f, Max());
-    high = block_reduce(high, 0.0f, Max());
-    scale = __fdiv_rn(__fsub_rn(high, low), 255.0f);
-    if (scale == 0.0f) scale = 1.0f;
-    finite = finite && isfinite(scale);
-    const float code = rintf(__fsub_rn(-128.0f, __fdiv_rn(low, scale)));
-    zero = finite ? static_cast<int32_t>(fminf(fmaxf(code, -128.0f), 127.0f)) : 0;
-  }
-  if (threadIdx.x == 0) {
-    out.scales[row] = finite ? scale : __uint_as_float(0x7fc00000u);
-    if (asymmetric) out.zeros[row] = zero;
-  }
-
-  // The code of one value, in the low byte. `coder` is as exact where it works.
-  const StaticCoder coder(scale, zero);
-  const bool ordinary = StaticCoder::takes(scale);
-  const auto code_of = [&](float v) -> uint32_t {
-    if (!finite) return 0;
-    return ordinary ? coder.code(v) : static_cast<uint8_t>(quantize_code(v, scale, static_cast<float>(zero), lowest));
-  };
-  // Whether column c of the row is an outlier, of which the value is then kept.
-  const auto keep = [&](uint32_t c, float v) -> bool {
-    if constexpr (KEEPS_OUTLIERS<T>) {
-      if (finite && is_large(v)) {
-        static_cast<T*>(out.floats)[static_cast<size_t>(row) * k + c] = from_float<T>(v);
-        return true;
-      }
-    }
-    return false;
-  };
-  const uint32_t words_of_bits = (k + 31) / 32;
-  uint32_t* bits = KEEPS_OUTLIERS<T> ? out.outliers + static_cast<size_t>(row) * words_of_bits : nullptr;
   uint8_t* codes = reinterpret_cast<uint8_t*>(out.codes) + static_cast<size_t>(row) * k;
   if (by_eight && out.order == nullptr) {
-    const uint32_t flip = out.flip * 0x01010101u;
     for (uint32_t c = 8 * threadIdx.x; c < k; c += 8 * blockDim.x) {
       float v[8];
       if (is_staged) {
@@ -138,34 +271,18 @@ __device__ void emit_codes(const EmitArgs& out, uint32_t row, const Row& values)
       } else {
         values.at8(c, v);
       }
-      uint32_t words[2] = {0, 0}, mask = 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const bool outlier = keep(c + i, v[i]);
-        mask |= static_cast<uint32_t>(outlier) << i;
-        words[i / 4] |= (outlier ? 0 : code_of(v[i]) & 0xff) << (8 * (i % 4));
-      }
-      if constexpr (KEEPS_OUTLIERS<T>) {
-        uint8_t* bytes = reinterpret_cast<uint8_t*>(bits);
-        bytes[c / 8] = static_cast<uint8_t>(mask);
-        for (uint32_t i = k / 8; c + 8 == k && i < 4 * words_of_bits; ++i) bytes[i] = 0;
-      }
-      *reinterpret_cast<uint2*>(codes + c) = make_uint2(words[0] ^ flip, words[1] ^ flip);
+      *reinterpret_cast<uint2*>(codes + c) = coder.code8(v, out.flip, outliers, c);
     }
   } else {
-    const uint32_t end = KEEPS_OUTLIERS<T> ? 32 * words_of_bits : k;  // whole warps where they vote
-    for (uint32_t c = threadIdx.x; c < end; c += blockDim.x) {
+    for (uint32_t c = threadIdx.x; c < outliers.end(); c += blockDim.x) {
       bool outlier = false;
       if (c < k) {
         const uint32_t from = out.order == nullptr ? c : out.order[c];
         const float v = is_staged ? staged[from] : values.at(from);
-        outlier = keep(c, v);
-        codes[c] = static_cast<uint8_t>((outlier ? 0 : code_of(v)) ^ out.flip);
+        outlier = coder.is_kept(v, outliers, c);
+        codes[c] = static_cast<uint8_t>((outlier ? 0 : coder.code(v)) ^ out.flip);
       }
-      if constexpr (KEEPS_OUTLIERS<T>) {
-        const uint32_t vote = __ballot_sync(0xffffffff, outlier);
-        if (c % 32 == 0) bits[c / 32] = vote;
-      }
+      outliers.mark(c, outlier);
     }
   }
 }

@@ -217,6 +217,19 @@ __device__ __forceinline__ void finish_tile(const FusedWriter& writer, const Lin
   }
 }
 
+// f(Int<I>()), for I from 0 up to N.
+template <int I>
+struct Int {
+  static constexpr int VALUE = I;
+};
+template <int N, int I = 0, typename F>
+__device__ __forceinline__ void static_for(F f) {
+  if constexpr (I < N) {
+    f(Int<I>());
+    static_for<N, I + 1>(f);
+  }
+}
+
 // The same from fragments of mma.sync: `value(i, j, e)` is element e of the warp's fragment of rows 16 i and columns 8 j.
 // Sixteen rows of every warp at a time pass through `shared`, which all warps have done reading.
 template <int WARPS_M, int WARPS_N, int WM, int WN>
@@ -228,23 +241,25 @@ struct FusedTile {
   static __device__ __forceinline__ void finish(const LinearOut& y, const float* x_scales, float* shared,
                                                 uint32_t first_row, uint32_t first_col, Value value) {
     const uint32_t warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
-    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const FusedWriter writer(y, x_scales);
+    float* mine = shared + (warp_m * 16 + threadIdx.x % 32 / 4) * PITCH + warp_n * WN + threadIdx.x % 4 * 2;
 #pragma unroll 1
     for (uint32_t pass = 0; pass < WM / 16; ++pass) {
-#pragma unroll
-      for (int i = 0; i < WM / 16; ++i) {
-        if (i != pass) continue;
+      static_for<WM / 16>([&](auto index) {
+        constexpr int I = decltype(index)::VALUE;
+        if (I != pass) return;
+        // Keeps the compiler from making one of these, with fragments in memory that it could index.
+        asm volatile("// rows of fragment %0" ::"n"(I));
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            float* to = shared + (warp_m * 16 + h * 8 + g) * PITCH + warp_n * WN + j * 8 + 2 * t;
-            *reinterpret_cast<float2*>(to) = make_float2(value(i, j, 2 * h), value(i, j, 2 * h + 1));
+            float2* to = reinterpret_cast<float2*>(mine + h * 8 * PITCH + j * 8);
+            *to = make_float2(value(I, j, 2 * h), value(I, j, 2 * h + 1));
           }
         }
-      }
+      });
       __syncthreads();
+      const FusedWriter writer(y, x_scales);
       const auto row_of = [&](uint32_t from) { return first_row + from / 16 * WM + pass * 16 + from % 16; };
       finish_tile<32 * WARPS_M * WARPS_N, ROWS, COLS>(writer, y, shared, PITCH, threadIdx.x, first_col, row_of);
       __syncthreads();

@@ -192,16 +192,20 @@ struct GemmW4A8 {
 #pragma unroll
     for (int j = 0; j < 2 * NT; ++j) {
       const uint32_t col = first_col + j * 8 + threadIdx.x % 4 * 2;
-      int2 w_sums = make_int2(0, 0);
       if (args.w_sums != nullptr && col < args.n_pad) {
-        w_sums = *reinterpret_cast<const int2*>(args.w_sums + static_cast<size_t>(group) * args.n_pad + col);
+        const int2 w_sums = *reinterpret_cast<const int2*>(args.w_sums + static_cast<size_t>(group) * args.n_pad + col);
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) {
+          const int32_t zero = zero_of_row(args, min(first_row + i * 8 + threadIdx.x % 32 / 4, args.y.m - 1));
+          sum[i / 2][j][i % 2 * 2] -= zero * w_sums.x;
+          sum[i / 2][j][i % 2 * 2 + 1] -= zero * w_sums.y;
+        }
       }
 #pragma unroll
       for (int i = 0; i < MT; ++i) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const uint32_t row = min(first_row + i * 16 + e / 2 * 8 + threadIdx.x % 32 / 4, args.y.m - 1);
-          const int32_t a = sum[i][j][e] - zero_of_row(args, row) * (e % 2 == 0 ? w_sums.x : w_sums.y);
+          const int32_t a = sum[i][j][e];
           const float exact = args.y.mode == LOWBIT_OUT_FIXED ? __int_as_float(a) : __int2float_rn(a);
           acc[i][j][e] = one_group ? exact : __fmaf_rn(exact, e % 2 == 0 ? scales[j].x : scales[j].y, acc[i][j][e]);
           sum[i][j][e] = 0;

@@ -134,38 +134,45 @@ struct GemmW8A8 {
       __syncthreads();
       return Tile::store(args, acc, *reinterpret_cast<typename Tile::Shared*>(shared), make_uint2(row_x, row_w), warp);
     }
-    if (is_plain(args.y)) return store(args, acc, warp.x, warp.y);
+    if (args.w_sums != nullptr) correct(args, acc, warp);
+    if (is_plain(args.y)) return store(args, acc, warp);
     __syncthreads();
     store_fused(args, acc, reinterpret_cast<float*>(shared), make_uint2(row_x, row_w), warp);
   }
 
-  // What a column of y needs beside its sums.
-  struct Column {
-    float scale;
-    int32_t sum;  // of w's row
-  };
-  static __device__ __forceinline__ Column load_column(const GemmW8A8Args& args, uint32_t col) {
-    col = min(col, args.y.n - 1);
-    return {args.w_scales[col], args.w_sums == nullptr ? 0 : args.w_sums[col]};
+  // Takes the zero points of x away: from sums over codes to exact sums. `warp` is the warp's first row and column.
+  static __device__ __forceinline__ void correct(const GemmW8A8Args& args, int32_t (&acc)[MT][2 * NT][4], uint2 warp) {
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < 2 * NT; ++j) {
+      const uint32_t col = warp.y + j * 8 + 2 * t, last = args.y.n - 1;
+      const int32_t w_sums[2] = {args.w_sums[min(col, last)], args.w_sums[min(col + 1, last)]};
+#pragma unroll
+      for (int i = 0; i < 2 * MT; ++i) {
+        const int32_t zero = zero_of_row(args, min(warp.x + i * 8 + g, args.y.m - 1));
+        acc[i / 2][j][i % 2 * 2] -= zero * w_sums[0];
+        acc[i / 2][j][i % 2 * 2 + 1] -= zero * w_sums[1];
+      }
+    }
   }
 
   static __device__ __forceinline__ void store(const GemmW8A8Args& args, const int32_t (&acc)[MT][2 * NT][4],
-                                               uint32_t first_row, uint32_t first_col) {
+                                               uint2 warp) {
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const LinearWriter writer(args.y);
 #pragma unroll
     for (int j = 0; j < 2 * NT; ++j) {
-      const uint32_t col = first_col + j * 8 + 2 * t;
+      const uint32_t col = warp.y + j * 8 + 2 * t;
       if (col >= args.y.n) continue;
-      const Column column0 = load_column(args, col), column1 = load_column(args, col + 1);
+      const uint32_t next = min(col + 1, args.y.n - 1);
+      const float scale0 = args.w_scales[col], scale1 = args.w_scales[next];
 #pragma unroll
       for (int i = 0; i < 2 * MT; ++i) {
-        const uint32_t row = first_row + i * 8 + g;
+        const uint32_t row = warp.x + i * 8 + g;
         if (row >= args.y.m) continue;
         const float x_scale = args.x_scales[row];
-        const int32_t zero = zero_of_row(args, row);
-        writer.store2(row, col, dequantize_w8a8(acc[i / 2][j][i % 2 * 2], zero * column0.sum, x_scale, column0.scale),
-                      dequantize_w8a8(acc[i / 2][j][i % 2 * 2 + 1], zero * column1.sum, x_scale, column1.scale));
+        writer.store2(row, col, dequantize_w8a8(acc[i / 2][j][i % 2 * 2], 0, x_scale, scale0),
+                      dequantize_w8a8(acc[i / 2][j][i % 2 * 2 + 1], 0, x_scale, scale1));
       }
     }
   }
@@ -176,13 +183,10 @@ struct GemmW8A8 {
     using Fused = FusedTile<WARPS_M, WARPS_N, WM, WN>;
     static_assert(Fused::BYTES <= STAGES * STAGE_BYTES, "the ring holds what is finished at once");
     const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const bool fixed = args.y.mode == LOWBIT_OUT_FIXED;
     Fused::finish(args.y, args.x_scales, shared, tile.x, tile.y, [&](int i, int j, int e) {
-      const uint32_t row = min(warp.x + i * 16 + e / 2 * 8 + g, args.y.m - 1);
-      const Column column = load_column(args, warp.y + j * 8 + 2 * t + e % 2);
-      const int32_t correction = zero_of_row(args, row) * column.sum;
-      return fixed ? __int_as_float(acc[i][j][e] - correction)
-                   : dequantize_w8a8(acc[i][j][e], correction, args.x_scales[row], column.scale);
+      if (args.y.mode == LOWBIT_OUT_FIXED) return __int_as_float(acc[i][j][e]);
+      const float x_scale = args.x_scales[min(warp.x + i * 16 + e / 2 * 8 + g, args.y.m - 1)];
+      return dequantize_w8a8(acc[i][j][e], 0, x_scale, args.w_scales[min(warp.y + j * 8 + 2 * t + e % 2, args.y.n - 1)]);
     });
   }
 };

@@ -1,6 +1,6 @@
 //! A linear layer: one weight, or several that share their input (q, k, v; gate, up) and write side by side.
 
-use crate::device::{Act, Columns, Device, Emit, PackedWeight, Tensor, Write};
+use crate::device::{Act, Columns, Device, Emit, Epilogue, PackedWeight, Tensor, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
@@ -21,6 +21,11 @@ pub struct Linear {
 impl Linear {
     /// Packs `weights` (at least one, equal `k`) for `device`.
     pub fn new(device: &Device, weights: Vec<LinearWeight>) -> Result<Linear> {
+        Linear::pack(device, Linear::join(weights)?, Epilogue::NONE)
+    }
+
+    /// Joins what has one scheme.
+    pub(super) fn join(weights: Vec<LinearWeight>) -> Result<Vec<LinearWeight>> {
         let k = weights.first().map_or(0, LinearWeight::k);
         if k == 0 || weights.iter().any(|w| w.k() != k) {
             return Err(Error::Shape {
@@ -29,9 +34,6 @@ impl Linear {
                 got: format!("{:?} inputs", weights.iter().map(LinearWeight::k).collect::<Vec<_>>()),
             });
         }
-        let n = weights.iter().map(LinearWeight::n).sum();
-        let first = input_of(&weights[0]);
-        let uniform_input = weights.iter().all(|w| input_of(w) == first);
         let mut joined: Vec<LinearWeight> = Vec::new();
         for weight in weights {
             match joined.pop() {
@@ -42,7 +44,15 @@ impl Linear {
                 },
             }
         }
-        let parts = joined.into_iter().map(|w| device.pack(w)).collect::<Result<Vec<_>>>()?;
+        Ok(joined)
+    }
+
+    /// Packs at least one weight, all of equal `k`.
+    pub(super) fn pack(device: &Device, weights: Vec<LinearWeight>, epilogue: Epilogue) -> Result<Linear> {
+        let (n, k) = (weights.iter().map(LinearWeight::n).sum(), weights[0].k());
+        let first = input_of(&weights[0]);
+        let uniform_input = weights.iter().all(|w| input_of(w) == first);
+        let parts = weights.into_iter().map(|w| device.pack_fused(w, epilogue)).collect::<Result<Vec<_>>>()?;
         Ok(Linear { parts, n, k, uniform_input })
     }
 

@@ -1,5 +1,6 @@
 //! Layers: weights on a device, and how each drives the op table.
 
+mod gate;
 mod kv_cache;
 mod linear;
 mod norm;

@@ -225,9 +225,8 @@ impl Model {
         let (d, s, layer) = (&self.device, &mut self.scratch, &self.layers[index]);
         layer.o.forward(d, &mut s.residual, &s.act, &mut s.spare, Write::Add, m)?;
         layer.post_attention_norm.forward(d, &mut s.act, &s.residual, layer.gate_up.emit(), m)?;
-        layer.gate_up.forward(d, &mut s.gate_up, &s.act, &mut s.spare, Write::Store, m)?;
-        d.silu_mul(&mut s.act, &s.gate_up, self.config.intermediate_size, layer.down.emit(), m)?;
-        layer.down.forward(d, &mut s.residual, &s.act, &mut s.spare, Write::Add, m)
+        layer.gate_up.gate(d, &mut s.spare, &s.act, &mut s.gate_up, &layer.down, m)?;
+        layer.down.forward(d, &mut s.residual, &s.spare, &mut s.act, Write::Add, m)
     }
 
     /// Attention, its result in `act` as the output projection wants it.

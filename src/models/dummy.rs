@@ -150,12 +150,12 @@ impl Model {
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
         let ones = |width: usize| RmsNorm::new(device, &HostData::F32(vec![1.0; width]), eps);
         let mut seed = 0;
-        let mut linear = |ns: &[usize], k: usize, bias: bool| {
-            let weights = ns.iter().map(|&n| {
+        let mut weights = |ns: &[usize], k: usize, bias: bool| -> Vec<LinearWeight> {
+            let weight = |&n: &usize| {
                 seed += 1;
                 dummy_linear(scheme, n, k, bias, seed)
-            });
-            Linear::new(device, weights.collect())
+            };
+            ns.iter().map(weight).collect()
         };
         let mut layers = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
@@ -164,14 +164,18 @@ impl Model {
                 Architecture::Qwen3 => Some((ones(config.head_dim)?, ones(config.head_dim)?)),
                 _ => None,
             };
+            let qkv = weights(&[q, kv, kv], hidden, config.qkv_bias);
+            let o = weights(&[hidden], q, config.o_bias);
+            let gate_up = weights(&[inner, inner], hidden, config.mlp_bias);
+            let down = weights(&[hidden], inner, config.mlp_bias);
             layers.push(DecoderLayer {
                 input_norm: ones(hidden)?,
-                qkv: linear(&[q, kv, kv], hidden, config.qkv_bias)?,
+                qkv: Linear::new(device, qkv)?,
                 qk_norm,
-                o: linear(&[hidden], q, config.o_bias)?,
+                o: Linear::new(device, o)?,
                 post_attention_norm: ones(hidden)?,
-                gate_up: linear(&[inner, inner], hidden, config.mlp_bias)?,
-                down: linear(&[hidden], inner, config.mlp_bias)?,
+                gate_up: Linear::gated(device, gate_up, &down[0])?,
+                down: Linear::new(device, down)?,
             });
         }
         progress(config.num_layers, config.num_layers);

@@ -124,14 +124,15 @@ impl Model {
             };
             let qkv = table.qkv.iter().map(|(name, _)| linear(name)).collect::<Result<Vec<_>>>()?;
             let gate_up = table.gate_up.iter().map(|name| linear(name)).collect::<Result<Vec<_>>>()?;
+            let down = linear(&table.down)?;
             layers.push(DecoderLayer {
                 input_norm: norm("input_layernorm")?,
                 qkv: Linear::new(device, qkv)?,
                 qk_norm,
                 o: Linear::new(device, vec![linear(&table.o)?])?,
                 post_attention_norm: norm("post_attention_layernorm")?,
-                gate_up: Linear::new(device, gate_up)?,
-                down: Linear::new(device, vec![linear(&table.down)?])?,
+                gate_up: Linear::gated(device, gate_up, &down)?,
+                down: Linear::new(device, vec![down])?,
             });
             progress(layers.len(), tables.len());
         }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod fused;
+mod gate;
 mod linear;
 #[cfg(lowbit_cuda)]
 mod peers;

@@ -42,7 +42,11 @@ impl OpChecks<'_> {
             host.eps,
             &steps.middle,
         )?;
-        self.linear(&layer.gate_up, &host.gate_up, &steps.mlp_normed, Write::Store)?;
+        if layer.gate_up.is_gate_fused() {
+            self.gate(layer, host, &steps.mlp_normed)?;
+        } else {
+            self.linear(&layer.gate_up, &host.gate_up, &steps.mlp_normed, Write::Store)?;
+        }
         let k = host.down.weight.k();
         let gate_up = self.rounded(&steps.gate_up);
         let mut act = self.act(k)?;
@@ -119,6 +123,41 @@ impl OpChecks<'_> {
                 self.report.exact(&named.name, &detail, &got, &expected);
             }
             offset += width;
+        }
+        Ok(())
+    }
+
+    /// gate and up with SwiGLU fused: what `down` takes, bit for bit.
+    fn gate(&mut self, layer: &DecoderLayer, host: &HostLayer, x: &[f32]) -> Result<()> {
+        let (m, k, width) = (self.m(), layer.gate_up.k(), layer.down.k());
+        let x = self.rounded(x);
+        let (mut act, mut out) = (self.act(k)?, self.act(width)?);
+        self.device.quantize(&mut act, &self.upload(&x)?, k, layer.gate_up.emit(), m)?;
+        let mut scratch = self.device.zeros(self.dtype(), m * width)?;
+        layer.gate_up.gate(self.device, &mut out, &act, &mut scratch, &layer.down, m)?;
+
+        let of = |named: &Named| named.forward(&x, Arithmetic::EXACT);
+        let (gate, up) = (of(&host.gate_up[0]), of(&host.gate_up[1]));
+        let y: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
+        let y = host.down.ordered(&y);
+        let kernels: Vec<String> = layer.gate_up.parts().iter().map(|part| part.kernel(m)).collect();
+        let detail = format!("SwiGLU; {}", kernels.join(" + "));
+        let name = &host.gate_up[0].name;
+        match layer.down.emit().quant {
+            ActQuant::None => {
+                let got = self.device.download(&out.floats, m * width)?.to_f32();
+                self.report.exact(name, &detail, &got, &self.rounded(&y));
+            }
+            quant => {
+                let direct = matches!(quant, ActQuant::StaticPerTensor { .. });
+                let y = if direct { y } else { self.rounded(&y) };
+                let expected = reference::quantize_rows(&y, width, quant);
+                let codes: Vec<f32> = expected.codes.iter().map(|&c| f32::from(c)).collect();
+                let got = self.device.download(&out.codes, m * width)?.to_f32();
+                self.report.exact(name, &detail, &got, &codes);
+                let scales = self.device.download(&out.scales, m)?.to_f32();
+                self.report.exact(&format!("{name} scales"), &detail, &scales, &expected.scales);
+            }
         }
         Ok(())
     }

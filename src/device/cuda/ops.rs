@@ -115,7 +115,7 @@ pub(crate) fn rms_norm(
                 abi::LOWBIT_EMIT_OUTLIERS => format!("rms_norm_outliers_{}", device.suffix()),
                 _ => "rms_norm_int8".into(),
             };
-            device.launch("ops/rms_norm", &function, grid, threads, staged_bytes(&out), &args)
+            device.launch("ops/rms_norm", &function, grid, threads, staged_bytes(&out, threads), &args)
         }
     }
 }
@@ -304,14 +304,20 @@ unsafe fn launch_emit<A: Copy>(
         } else {
             let threads = code_threads(device, m, k);
             let kind = if out.mode == abi::LOWBIT_EMIT_OUTLIERS { "outliers" } else { "int8" };
-            device.launch(module, &format!("{op}_{kind}_{suffix}"), [rows, 1, 1], threads, staged_bytes(out), args)
+            let function = format!("{op}_{kind}_{suffix}");
+            device.launch(module, &function, [rows, 1, 1], threads, staged_bytes(out, threads), args)
         }
     }
 }
 
-/// Dynamic shared memory of an op that emits codes.
-fn staged_bytes(out: &EmitArgs) -> u32 {
-    if out.staged == 0 { 0 } else { 4 * out.k }
+/// Most times eight columns of a row that a thread holds in registers: MOST_CHUNKS of kernels/common/emit.cuh.
+const HELD_CHUNKS: u32 = 4;
+
+/// Dynamic shared memory of an op that emits codes by blocks of `threads`: none where a row is held in registers
+/// (`held_chunks` of kernels/common/emit.cuh).
+fn staged_bytes(out: &EmitArgs, threads: u32) -> u32 {
+    let held = out.k.is_multiple_of(8) && out.order.is_null() && out.k <= HELD_CHUNKS * 8 * threads;
+    if held || out.staged == 0 { 0 } else { 4 * out.k }
 }
 
 /// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks.

@@ -157,3 +157,17 @@ fn blocks_hold_every_code_where_the_documentation_says() {
         assert_eq!(host.scales.map(|s| s.len()), Some(n.next_multiple_of(256)));
     }
 }
+
+/// docs/formats.md, "Gate and up".
+#[test]
+fn gate_and_up_interleave_in_blocks_of_eight() {
+    let (inner, width) = (24, 3);
+    let values: Vec<u32> = (0..2 * inner * width).collect();
+    let out = interleaved(&values, 2 * inner as usize);
+    for (row, got) in out.chunks_exact(width as usize).enumerate() {
+        let (b, r) = (row as u32 / 16, row as u32 % 16);
+        let from = if r < 8 { 8 * b + r } else { inner + 8 * b + r - 8 };
+        let expected: Vec<u32> = (from * width..(from + 1) * width).collect();
+        assert_eq!(got, expected, "row {row}");
+    }
+}
