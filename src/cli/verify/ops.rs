@@ -141,7 +141,7 @@ impl OpChecks<'_> {
         let y: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
         let y = host.down.ordered(&y);
         let kernels: Vec<String> = layer.gate_up.parts().iter().map(|part| part.kernel(m)).collect();
-        let detail = format!("SwiGLU; {}", kernels.join(" + "));
+        let detail = format!("SwiGLU; {}; {}", host.gate_up[0].weight.scheme(), kernels.join(" + "));
         let name = &host.gate_up[0].name;
         match layer.down.emit().quant {
             ActQuant::None => {
