@@ -29,9 +29,9 @@ extern "C" __global__ void __launch_bounds__(1024) quantize_int8_f16(const __gri
 extern "C" __global__ void __launch_bounds__(1024) quantize_int8_bf16(const __grid_constant__ QuantizeArgs args) {
   emit_codes(args.out, blockIdx.x, quantize<bf16>(args));
 }
-extern "C" __global__ void __launch_bounds__(1024) quantize_outliers_f16(const __grid_constant__ QuantizeArgs args) {
+extern "C" __global__ void __launch_bounds__(512) quantize_outliers_f16(const __grid_constant__ QuantizeArgs args) {
   emit_codes<f16>(args.out, blockIdx.x, quantize<f16>(args));
 }
-extern "C" __global__ void __launch_bounds__(1024) quantize_outliers_bf16(const __grid_constant__ QuantizeArgs args) {
+extern "C" __global__ void __launch_bounds__(512) quantize_outliers_bf16(const __grid_constant__ QuantizeArgs args) {
   emit_codes<bf16>(args.out, blockIdx.x, quantize<bf16>(args));
 }

@@ -87,11 +87,14 @@ __device__ __forceinline__ void rms_norm_codes(const RmsNormArgs& args) {
       [&](const NormedRow& row) { emit_codes<T>(args.out, blockIdx.x, row); });
 }
 
-#define RMS_NORM(NAME, FUNCTION) \
-  extern "C" __global__ void __launch_bounds__(1024) rms_norm_##NAME(const __grid_constant__ RmsNormArgs args) { FUNCTION(args); }
+#define RMS_NORM(NAME, THREADS, FUNCTION)                                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_##NAME(const __grid_constant__ RmsNormArgs args) { \
+    FUNCTION(args);                                                                                                 \
+  }
 
-RMS_NORM(f16, rms_norm_floats<f16>)
-RMS_NORM(bf16, rms_norm_floats<bf16>)
-RMS_NORM(int8, rms_norm_codes<void>)
-RMS_NORM(outliers_f16, rms_norm_codes<f16>)
-RMS_NORM(outliers_bf16, rms_norm_codes<bf16>)
+RMS_NORM(f16, 1024, rms_norm_floats<f16>)
+RMS_NORM(bf16, 1024, rms_norm_floats<bf16>)
+RMS_NORM(int8, 1024, rms_norm_codes<void>)
+// Half the threads, for the registers that outliers take.
+RMS_NORM(outliers_f16, 512, rms_norm_codes<f16>)
+RMS_NORM(outliers_bf16, 512, rms_norm_codes<bf16>)

@@ -110,7 +110,7 @@ pub(crate) fn rms_norm(
             let function = format!("rms_norm_{}", device.suffix());
             device.launch("ops/rms_norm", &function, grid, row_threads(k, 512), 0, &args)
         } else {
-            let threads = code_threads(device, m, k);
+            let threads = code_threads(device, m, k, out.mode);
             let function = match out.mode {
                 abi::LOWBIT_EMIT_OUTLIERS => format!("rms_norm_outliers_{}", device.suffix()),
                 _ => "rms_norm_int8".into(),
@@ -302,7 +302,7 @@ unsafe fn launch_emit<A: Copy>(
             let grid = [rows, out.k.div_ceil(8 * threads), 1];
             device.launch(module, &format!("{op}_{suffix}"), grid, threads, 0, args)
         } else {
-            let threads = code_threads(device, m, k);
+            let threads = code_threads(device, m, k, out.mode);
             let kind = if out.mode == abi::LOWBIT_EMIT_OUTLIERS { "outliers" } else { "int8" };
             let function = format!("{op}_{kind}_{suffix}");
             device.launch(module, &function, [rows, 1, 1], threads, staged_bytes(out, threads), args)
@@ -320,9 +320,11 @@ fn staged_bytes(out: &EmitArgs, threads: u32) -> u32 {
     if held || out.staged == 0 { 0 } else { 4 * out.k }
 }
 
-/// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks.
-fn code_threads(device: &CudaDevice, m: usize, k: usize) -> u32 {
-    row_threads(k, if m > device.sm_count() as usize { 512 } else { 1024 })
+/// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks. With
+/// outliers a thread needs more registers than 1024 of them could have.
+fn code_threads(device: &CudaDevice, m: usize, k: usize, mode: u32) -> u32 {
+    let many = m > device.sm_count() as usize || mode == abi::LOWBIT_EMIT_OUTLIERS;
+    row_threads(k, if many { 512 } else { 1024 })
 }
 
 /// Threads of a block that works on one row of `width`: eight elements each up to `most` threads, in whole warps.
