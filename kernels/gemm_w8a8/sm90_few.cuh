@@ -2,7 +2,7 @@
 //
 // Blocks:   cluster of `splits` blocks for each tile of 64 * GROUPS rows of w and TOKENS rows of x, each block with its
 //           own part of k. They exchange their exact sums through distributed shared memory.
-// Threads:  GROUPS warpgroups of 64 x TOKENS sums each, then one warp whose first lane feeds the copy engine.
+// Threads:  GROUPS warpgroups of 64 x TOKENS sums each, then one warp of which a lane feeds the copy engine.
 // Overlap:  weights are asked for before the kernel that makes x is through (programmatic dependent launch).
 #pragma once
 
@@ -27,35 +27,47 @@ struct GemmW8A8Few {
   static __device__ __forceinline__ uint32_t empty(uint32_t base, uint32_t slot) { return base + 8 * (STAGES + slot); }
   static __device__ __forceinline__ uint32_t stage(uint32_t base, uint32_t slot) { return base + 1024 + slot * STAGE_BYTES; }
 
-  static __device__ __forceinline__ void produce(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t tile,
-                                                 uint32_t begin, uint32_t end) {
-    const uint32_t slices = (args.k + 127) / 128;
-    const uint32_t blocks = min(static_cast<uint32_t>(GROUPS), (args.y.n + 63) / 64 - tile * GROUPS);
-    const int8_t* w = args.w + static_cast<size_t>(tile) * GROUPS * slices * BLOCK_BYTES;
-    const uint32_t row = blockIdx.y * TOKENS;
-    const auto copy_w = [&](uint32_t slot, uint32_t slice) {
+  // Feeds the ring: what one lane does, elected each time (common/mbarrier.cuh says why).
+  struct Producer {
+    const GemmW8A8Sm90Args& args;
+    uint32_t base, slices, blocks;
+    const int8_t* w;
+
+    __device__ __forceinline__ Producer(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t tile)
+        : args(args),
+          base(base),
+          slices((args.k + 127) / 128),
+          blocks(min(static_cast<uint32_t>(GROUPS), (args.y.n + 63) / 64 - tile * GROUPS)),
+          w(args.w + static_cast<size_t>(tile) * GROUPS * slices * BLOCK_BYTES) {}
+
+    __device__ __forceinline__ void copy_w(uint32_t slot, uint32_t slice) const {
       barrier_expect(full(base, slot), blocks * BLOCK_BYTES + TOKENS * 128);
       for (uint32_t i = 0; i < blocks; ++i) {
         copy_bulk(stage(base, slot) + i * BLOCK_BYTES, w + (static_cast<size_t>(i) * slices + slice) * BLOCK_BYTES,
                   BLOCK_BYTES, full(base, slot), L2_EVICT_FIRST);
       }
-    };
-    const auto copy_x = [&](uint32_t slot, uint32_t slice) {
-      copy_box(stage(base, slot) + W_BYTES, args.x, slice * 128, row, full(base, slot), L2_EVICT_LAST);
-    };
-    prefetch_map(args.x);
-    const uint32_t ahead = min(static_cast<uint32_t>(STAGES), end - begin);
-    for (uint32_t i = 0; i < ahead; ++i) copy_w(i, begin + i);
-    wait_for_dependencies();
-    for (uint32_t i = 0; i < ahead; ++i) copy_x(i, begin + i);
-    RingPosition<STAGES> at;
-    for (uint32_t slice = begin + ahead; slice < end; ++slice) {
-      barrier_wait(empty(base, at.slot), at.parity);
-      copy_w(at.slot, slice);
-      copy_x(at.slot, slice);
-      at.advance();
     }
-  }
+    __device__ __forceinline__ void copy_x(uint32_t slot, uint32_t slice) const {
+      copy_box(stage(base, slot) + W_BYTES, args.x, slice * 128, blockIdx.y * TOKENS, full(base, slot), L2_EVICT_LAST);
+    }
+    // Weights of the first stages, which wait for no kernel before.
+    __device__ __forceinline__ void begin(uint32_t first, uint32_t end) const {
+      prefetch_map(args.x);
+      for (uint32_t i = 0; i < min(static_cast<uint32_t>(STAGES), end - first); ++i) copy_w(i, first + i);
+    }
+    __device__ __forceinline__ void run(uint32_t first, uint32_t end) const {
+      const uint32_t ahead = min(static_cast<uint32_t>(STAGES), end - first);
+      wait_for_dependencies();
+      for (uint32_t i = 0; i < ahead; ++i) copy_x(i, first + i);
+      RingPosition<STAGES> at;
+      for (uint32_t slice = first + ahead; slice < end; ++slice) {
+        barrier_wait(empty(base, at.slot), at.parity);
+        copy_w(at.slot, slice);
+        copy_x(at.slot, slice);
+        at.advance();
+      }
+    }
+  };
 
   static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t begin,
                                                  uint32_t end) {
@@ -149,23 +161,28 @@ struct GemmW8A8Few {
     const uint32_t splits = cluster_size(), rank = cluster_rank(), tile = blockIdx.x / splits;
     const uint32_t slices = (args.k + 127) / 128;
     const uint32_t begin = slices * rank / splits, end = slices * (rank + 1) / splits;
-    if (threadIdx.x == 0) {
-      for (int slot = 0; slot < STAGES; ++slot) {
-        barrier_init(full(base, slot), 1);
-        barrier_init(empty(base, slot), GROUPS);
+    const bool consumer = threadIdx.x < 128 * GROUPS;
+    const Producer producer(args, base, tile);
+    if (!consumer) {
+      if (elect_lane()) {
+        for (int slot = 0; slot < STAGES; ++slot) {
+          barrier_init(full(base, slot), 1);
+          barrier_init(empty(base, slot), GROUPS);
+        }
+        barrier_init_fence();
+        producer.begin(begin, end);
       }
-      barrier_init_fence();
+      __syncwarp();
     }
     __syncthreads();
     launch_dependents();
-    const bool consumer = threadIdx.x < 128 * GROUPS;
     const uint32_t col = tile * ROWS + threadIdx.x % EIGHTS * 8;
     const Columns8 columns(args, col < args.y.n ? col : 0);
     if (consumer) {
       consume(args, base, begin, end);
       wait_for_dependencies();
-    } else if (threadIdx.x == 128 * GROUPS) {
-      produce(args, base, tile, begin, end);
+    } else if (elect_lane()) {
+      producer.run(begin, end);
     }
     if (splits == 1) {
       if (!consumer) return;

@@ -149,7 +149,7 @@ struct GemmW8A8Many {
       consume(args, base, rank);
     } else {
       fewer_registers<40>();
-      if (threadIdx.x == 128 * GROUPS) produce(args, base, rank);
+      if (threadIdx.x < 128 * GROUPS + 32 && elect_lane()) produce(args, base, rank);
     }
     // No block may leave while another still arrives at its barriers or copies into it.
     if (CLUSTER > 1) {
