@@ -227,27 +227,32 @@ impl CudaDevice {
         self.enter(function)?;
         let handle = self.inner.modules.function(module, function)?;
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        let mut attributes = Vec::with_capacity(2);
+        let none = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+        };
+        let mut attributes = [none; 2];
+        let mut count = 0;
         if grid.cluster > 1 {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: grid.cluster, y: 1, z: 1 };
-            attributes.push((sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: grid.cluster, y: 1, z: 1 };
+            count += 1;
         }
         if grid.overlaps {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-            value.programmaticStreamSerializationAllowed = 1;
-            attributes.push((sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
         }
         let stream = self.inner.stream.cu_stream();
         let [x, y, z] = grid.blocks;
         let block = (grid.threads, 1, 1);
-        let launched = if attributes.is_empty() {
+        let launched = if count == 0 {
             // SAFETY: the function belongs to a module that is never unloaded; the driver copies the parameter before
             // it returns; its contents are the caller's promise.
             unsafe { result::launch_kernel(handle, (x, y, z), block, grid.shared_bytes, stream, &mut params) }
         } else {
-            let mut attributes: Vec<_> =
-                attributes.into_iter().map(|(id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value }).collect();
             let config = sys::CUlaunchConfig {
                 gridDimX: x,
                 gridDimY: y,
@@ -258,7 +263,7 @@ impl CudaDevice {
                 sharedMemBytes: grid.shared_bytes,
                 hStream: stream,
                 attrs: attributes.as_mut_ptr(),
-                numAttrs: attributes.len() as u32,
+                numAttrs: count as u32,
             };
             // SAFETY: as above; the attributes outlive the call.
             unsafe { sys::cuLaunchKernelEx(&config, handle, params.as_mut_ptr(), std::ptr::null_mut()) }.result()

@@ -244,7 +244,7 @@ impl HostPacked {
             }
             Layout::Blocks8 => {
                 host.scales = Some(padded(q.scales.clone(), SM90_COLUMNS));
-                host.sums = asymmetric_input.then(|| padded(group_sums(q), SM90_COLUMNS));
+                host.sums = Some(padded(group_sums(q), SM90_COLUMNS)); // always, as above
             }
             _ => {
                 host.zero = q.zeros[0] as u32;
