@@ -94,7 +94,7 @@ impl CudaDevice {
     /// GPU number `ordinal`, with activations of `dtype` (`F16` or `BF16`).
     ///
     /// `LOWBIT_FORCE_SM=80` in the environment makes a newer GPU run the kernels of the A100, compiled from their
-    /// embedded PTX; `LOWBIT_SM90=1` an H100 or H200 run those written for it ([`Self::uses_sm90`]).
+    /// embedded PTX, where an H100 or H200 else runs those written for it ([`Self::uses_sm90`]).
     ///
     /// # Errors
     /// `Cuda` without a driver, without that GPU, or with a driver or GPU too old for the embedded kernels;
@@ -135,7 +135,7 @@ impl CudaDevice {
         let inner = Inner {
             name,
             sm: if force_ptx { 80 } else { sm },
-            uses_sm90: sm == 90 && !force_ptx && std::env::var("LOWBIT_SM90").is_ok_and(|v| v == "1"),
+            uses_sm90: sm == 90 && !force_ptx && embedded::ARCHS.contains(&"sm_90"),
             sm_count,
             max_shared: max_shared.max(0) as u32,
             dtype,
@@ -165,8 +165,8 @@ impl CudaDevice {
         self.inner.sm
     }
 
-    /// True where weights are packed for kernels that only sm_90 has (`wgmma`, copy engine): on such a GPU, with
-    /// `LOWBIT_SM90=1` in the environment.
+    /// True where weights are packed for kernels that only sm_90 has (`wgmma`, copy engine): on such a GPU, if they
+    /// were compiled.
     pub fn uses_sm90(&self) -> bool {
         self.inner.uses_sm90
     }
