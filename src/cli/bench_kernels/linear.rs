@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::device::{Act, Columns, Device, PackedWeight, Tensor, Write};
+use crate::device::{Act, Activation, Columns, Device, Emit, Epilogue, Output, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::models::{DummyScheme, dummy_linear, fill_random};
-use crate::quant::{LinearWeight, Weight};
+use crate::quant::{ActQuant, LinearWeight, Weight};
 
 use super::measure::{Bench, copies};
 use super::report::{Measurement, Peer, Rates, Timing, Unit};
@@ -21,19 +21,45 @@ const UNITS: [Unit; 2] = [Unit::Int8, Unit::Float16];
 /// Times of one kernel for each number of rows; `None` where it does not take the shape.
 type Sweep = Vec<Option<Timing>>;
 
-fn scheme(op: Op) -> Option<(DummyScheme, Unit)> {
-    match op {
-        Op::W8a8 => Some((DummyScheme::Int8(8, 0), Unit::Int8)),
-        Op::W4a8 => Some((DummyScheme::Int8(4, 128), Unit::Int8)),
-        Op::W4a16 => Some((DummyScheme::WeightOnly(4, 128), Unit::Float16)),
-        Op::W8a16 => Some((DummyScheme::WeightOnly(8, 128), Unit::Float16)),
-        Op::Dense => Some((DummyScheme::Bf16, Unit::Float16)),
-        _ => None,
+/// What a linear op multiplies, and what becomes of its sums.
+#[derive(Clone, Copy)]
+struct Layer {
+    scheme: DummyScheme,
+    unit: Unit,
+    epilogue: Epilogue,
+    /// The input in codes of this type.
+    codes: DType,
+    /// The input with outliers in 16 bit beside its codes.
+    outliers: bool,
+}
+
+impl Layer {
+    fn of(op: Op) -> Option<Layer> {
+        let plain = |scheme, unit| Layer { scheme, unit, epilogue: Epilogue::NONE, codes: DType::I8, outliers: false };
+        let w8a8 = plain(DummyScheme::Int8(8, 0), Unit::Int8);
+        let swiglu = Epilogue { activation: Activation::SwiGlu, output: Output::Static { scale: 0.05, zero_point: 0 } };
+        Some(match op {
+            Op::W8a8 => w8a8,
+            Op::W8a8Swiglu => Layer { epilogue: swiglu, ..w8a8 },
+            Op::W8a8U8 => Layer { codes: DType::U8, ..w8a8 },
+            Op::LlmInt8 => Layer { outliers: true, ..w8a8 },
+            Op::W4a8 => plain(DummyScheme::Int8(4, 128), Unit::Int8),
+            Op::W4a16 => plain(DummyScheme::WeightOnly(4, 128), Unit::Float16),
+            Op::W8a16 => plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
+            Op::Dense => plain(DummyScheme::Bf16, Unit::Float16),
+            _ => return None,
+        })
+    }
+
+    /// Bytes written of each row of a weight of `n` rows.
+    fn out_bytes(&self, n: usize) -> usize {
+        let size = if self.epilogue.output == Output::Floats { 2 } else { 1 };
+        size * self.epilogue.outputs(n)
     }
 }
 
 fn linear_ops(selection: &Selection) -> impl Iterator<Item = Op> {
-    selection.ops.iter().copied().filter(|&op| scheme(op).is_some())
+    selection.ops.iter().copied().filter(|&op| Layer::of(op).is_some())
 }
 
 /// True where an op multiplies matrices: its ceilings are wanted.
@@ -45,7 +71,7 @@ fn wants_tensor(selection: &Selection) -> bool {
 pub(super) fn count(selection: &Selection) -> usize {
     let ops: Vec<Op> = linear_ops(selection).collect();
     let quantized = ops.iter().filter(|&&op| op != Op::Dense).count();
-    let int8 = ops.iter().any(|&op| matches!(op, Op::W8a8 | Op::W4a8));
+    let int8 = ops.iter().filter_map(|&op| Layer::of(op)).any(|layer| layer.unit == Unit::Int8);
     let series = quantized + usize::from(int8) + usize::from(!ops.is_empty());
     let ceilings = if wants_tensor(selection) { UNITS.len() * LARGE.len() } else { 0 };
     selection.shapes.len() * selection.rows.len() * series + ceilings
@@ -80,7 +106,7 @@ pub(super) fn check_memory(device: &Device, selection: &Selection) -> Result<()>
 pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     let large: &[(Shape, usize)] = if wants_tensor(selection) { &LARGE } else { &[] };
     for &(shape, m) in large {
-        let x = input(&bench.device, shape.k, m)?;
+        let x = plain_input(&bench.device, shape.k, m)?;
         for unit in UNITS {
             for time in blas(bench, unit, shape, &x, &[m])?.into_iter().flatten() {
                 let source = || format!("cuBLASLt {shape}, m = {m}");
@@ -93,26 +119,30 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     let most = rows.iter().copied().max().unwrap_or(0);
     let shapes: &[Shape] = if ops.is_empty() { &[] } else { &selection.shapes };
     for &shape in shapes {
-        let x = input(&bench.device, shape.k, most)?;
-        let needs_int8 = ops.iter().filter_map(|&op| scheme(op)).any(|(_, unit)| unit == Unit::Int8);
+        let x = plain_input(&bench.device, shape.k, most)?;
+        let needs_int8 = ops.iter().filter_map(|&op| Layer::of(op)).any(|layer| layer.unit == Unit::Int8);
         let int8 = if needs_int8 { blas(bench, Unit::Int8, shape, &x, rows)? } else { vec![None; rows.len()] };
         let float16 = blas(bench, Unit::Float16, shape, &x, rows)?;
         for &op in &ops {
-            measure_op(bench, op, shape, &x, rows, [&int8, &float16])?;
+            measure_op(bench, op, shape, rows, [&int8, &float16])?;
         }
     }
     Ok(())
 }
 
 /// Measures one op on one shape; `blas` are cuBLASLt's times, in int8 and in 16 bit.
-fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
-    let Some((scheme, unit)) = scheme(op) else { return Ok(()) };
-    let weights = weights(bench, scheme, shape)?;
+fn measure_op(bench: &mut Bench, op: Op, shape: Shape, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
+    let Some(layer) = Layer::of(op) else { return Ok(()) };
+    let unit = layer.unit;
+    let weights = weights(bench, &layer, shape)?;
     let weight = &weights[0];
     let runs_blas = weight.kernel(1) == BLAS;
     let times = match runs_blas {
         true => blas[1].clone(), // measured already
-        false => ours(bench, &weights, x, rows)?,
+        false => {
+            let x = input(&bench.device, &layer, shape.k, rows.iter().copied().max().unwrap_or(0))?;
+            ours(bench, &weights, &x, rows)?
+        }
     };
     let x_bytes = match unit {
         Unit::Int8 => shape.k + 4,
@@ -130,7 +160,7 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], 
             m,
             kernel: weight.kernel(m),
             unit: Some(unit),
-            bytes: (weight.bytes() + m * (x_bytes + 2 * shape.n)) as u64,
+            bytes: (weight.bytes() + m * (x_bytes + layer.out_bytes(shape.n))) as u64,
             operations: operations(shape, m),
             peers: UNITS.into_iter().zip(blas).filter_map(peer).collect(),
             time,
@@ -142,12 +172,17 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], 
 
 /// Times of our own kernels, or of what the device runs instead.
 fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) -> Result<Sweep> {
-    let n = weights[0].n;
+    let n = weights[0].outputs();
     let columns = Columns { offset: 0, stride: n };
-    let device = bench.device.clone();
-    let mut outs = outputs(&device, device.activation_dtype(), weights.len(), n, rows)?;
-    let mut time =
-        |m| bench.time(weights.len(), |i| device.linear(&mut outs[i], columns, x, &weights[i], Write::Store, m));
+    let (device, most) = (bench.device.clone(), rows.iter().copied().max().unwrap_or(0));
+    if weights[0].epilogue.output == Output::Floats {
+        let mut outs = outputs(&device, device.activation_dtype(), weights.len(), n, rows)?;
+        let mut time =
+            |m| bench.time(weights.len(), |i| device.linear(&mut outs[i], columns, x, &weights[i], Write::Store, m));
+        return rows.iter().map(|&m| time(m).map(Some)).collect();
+    }
+    let mut outs = (0..weights.len()).map(|_| Act::new(&device, most, n)).collect::<Result<Vec<_>>>()?;
+    let mut time = |m| bench.time(weights.len(), |i| device.linear_codes(&mut outs[i], x, &weights[i], m));
     rows.iter().map(|&m| time(m).map(Some)).collect()
 }
 
@@ -155,7 +190,10 @@ fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) ->
 fn blas(bench: &mut Bench, unit: Unit, shape: Shape, x: &Act, rows: &[usize]) -> Result<Sweep> {
     let Shape { n, k } = shape;
     if unit == Unit::Float16 {
-        let weights = weights(bench, DummyScheme::Bf16, shape)?;
+        let weights = match Layer::of(Op::Dense) {
+            Some(dense) => weights(bench, &dense, shape)?,
+            None => Vec::new(),
+        };
         let is_blas = weights[0].kernel(1) == BLAS;
         return if is_blas { ours(bench, &weights, x, rows) } else { Ok(vec![None; rows.len()]) };
     }
@@ -182,10 +220,13 @@ fn operations(shape: Shape, m: usize) -> u64 {
 }
 
 /// Copies of one random weight.
-fn weights(bench: &Bench, scheme: DummyScheme, shape: Shape) -> Result<Vec<PackedWeight>> {
-    let mut weight = dummy_linear(scheme, shape.n, shape.k, false, 1);
+fn weights(bench: &Bench, layer: &Layer, shape: Shape) -> Result<Vec<PackedWeight>> {
+    let mut weight = dummy_linear(layer.scheme, shape.n, shape.k, false, 1);
     to_dtype(&mut weight, bench.device.activation_dtype());
-    let first = bench.device.pack(weight)?;
+    if layer.outliers {
+        weight.activation = OUTLIERS;
+    }
+    let first = bench.device.pack_fused(weight, layer.epilogue)?;
     let copies = copies(first.bytes());
     let mut weights = (1..copies).map(|_| bench.gpu.duplicate(&first)).collect::<Result<Vec<_>>>()?;
     weights.push(first);
@@ -206,8 +247,12 @@ fn outputs(device: &Device, dtype: DType, copies: usize, n: usize, rows: &[usize
     (0..copies).map(|_| device.zeros(dtype, most * n)).collect()
 }
 
+const OUTLIERS: ActQuant = ActQuant::LlmInt8 { threshold: 6.0 };
+/// Columns of which one holds outliers.
+const OUTLIER_COLUMNS: usize = 512;
+
 /// Input of `m` rows in both forms. All copies of a weight meet the same rows: a producer has just left them in L2.
-fn input(device: &Device, k: usize, m: usize) -> Result<Act> {
+fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
     Ok(Act {
         floats: device.upload(random(device.activation_dtype(), m * k, 2))?,
         codes: device.upload(random(DType::I8, m * k, 3))?,
@@ -215,6 +260,21 @@ fn input(device: &Device, k: usize, m: usize) -> Result<Act> {
         zeros: device.zeros(DType::I32, m)?,
         outliers: device.zeros(DType::U32, m * Act::outlier_words(k))?,
     })
+}
+
+/// As [`plain_input`], in the codes that `layer` takes, with outliers where it has them.
+fn input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Act> {
+    let mut x = plain_input(device, k, m)?;
+    if layer.codes != DType::I8 {
+        x.codes = device.upload(random(layer.codes, m * k, 3))?;
+    }
+    if layer.outliers {
+        let mut values = random(device.activation_dtype(), m * k, 2).to_f32();
+        values.iter_mut().skip(5).step_by(OUTLIER_COLUMNS).for_each(|x| *x = 20.0 + x.abs());
+        let values = device.upload(HostData::from_f32(device.activation_dtype(), values))?;
+        device.quantize(&mut x, &values, k, Emit { order: None, quant: OUTLIERS }, m)?;
+    }
+    Ok(x)
 }
 
 /// Random elements: floats within 1.73 of 0, with a deviation of 1; any integer of 8 bits. Arithmetic on zeros draws

@@ -93,6 +93,12 @@ const MAX_WEIGHTS: usize = 1 << 32;
 enum Op {
     /// Linear: int8 weights, one scale a channel, and int8 activations, one scale a token.
     W8a8,
+    /// W8A8 of gate and up with SwiGLU, written as int8 codes.
+    W8a8Swiglu,
+    /// W8A8 with uint8 activations.
+    W8a8U8,
+    /// W8A8 with one column of 512 in 16 bit: LLM.int8().
+    LlmInt8,
     /// Linear: 4-bit weights in groups of 128, int8 activations.
     W4a8,
     /// Linear: 4-bit weights in groups of 128, 16-bit activations.
@@ -259,7 +265,7 @@ mod tests {
     #[test]
     fn all_is_measured_unless_named() {
         let all = selection(&[]).expect("parses");
-        assert_eq!((all.ops.len(), &all.shapes[..], &all.rows[..]), (11, &SHAPES[..], &ROWS[..]));
+        assert_eq!((all.ops.len(), &all.shapes[..], &all.rows[..]), (14, &SHAPES[..], &ROWS[..]));
         assert_eq!(all.op_rows, OP_ROWS);
         let quick = selection(&["--quick"]).expect("parses");
         assert_eq!((&quick.shapes[..], &quick.rows[..]), (&QUICK_SHAPES[..], &QUICK_ROWS[..]));
@@ -277,7 +283,8 @@ mod tests {
     #[test]
     fn ops_have_one_name() {
         let names: Vec<String> = Op::value_variants().iter().map(|op| op.name()).collect();
-        assert_eq!(names[..5], ["w8a8", "w4a8", "w4a16", "w8a16", "dense"]);
+        let linear = ["w8a8", "w8a8_swiglu", "w8a8_u8", "llm_int8", "w4a8", "w4a16", "w8a16", "dense"];
+        assert_eq!(names[..8], linear);
         for op in Op::value_variants() {
             assert_eq!(serde_json::to_value(op).expect("serializes"), op.name());
         }
