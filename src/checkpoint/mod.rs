@@ -5,6 +5,7 @@
 //! needs, and `linear`/`tensor` then hand out weights one at a time.
 
 mod awq;
+mod bitnet;
 mod bitsandbytes;
 mod compressed;
 mod compressed_config;

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::quant::{LinearWeight, Scheme};
 
 use super::awq::Awq;
+use super::bitnet::BitNet;
 use super::bitsandbytes::{BitsAndBytes, LEARNED_TABLES};
 use super::compressed::CompressedTensors;
 use super::files::ModelDir;
@@ -23,6 +24,7 @@ pub(super) enum Quantization {
     None,
     Gptq(Gptq),
     Awq(Awq),
+    BitNet(BitNet),
     BitsAndBytes(BitsAndBytes),
     CompressedTensors(CompressedTensors),
     Hqq(Hqq),
@@ -67,9 +69,10 @@ impl Quantization {
             "compressed-tensors" => return CompressedTensors::parse(o).map(Quantization::CompressedTensors),
             "bitsandbytes" => return BitsAndBytes::parse(o).map(Quantization::BitsAndBytes),
             LEARNED_TABLES => return BitsAndBytes::parse_learned(o).map(Quantization::BitsAndBytes),
+            "bitnet" => return BitNet::parse(o).map(Quantization::BitNet),
             "hqq" => return Hqq::parse(o).map(Quantization::Hqq),
             "marlin" => "Use the GPTQ checkpoint that it was made from",
-            _ => "GPTQ, AWQ, compressed-tensors, bitsandbytes, HQQ and unquantized models are supported",
+            _ => "GPTQ, AWQ, compressed-tensors, bitsandbytes, HQQ, BitNet and unquantized models are supported",
         };
         Err(Error::unsupported(
             format!("{}: field `{}`: `{method}`", o.file().display(), o.field_path("quant_method")),
@@ -84,6 +87,7 @@ impl Quantization {
             Quantization::None => Ok(m.check_dense()),
             Quantization::Gptq(q) => q.check(m),
             Quantization::Awq(q) => q.check(m),
+            Quantization::BitNet(q) => q.check(m),
             Quantization::BitsAndBytes(q) => q.check(m),
             Quantization::CompressedTensors(q) => q.check(m),
             Quantization::Hqq(_) => Hqq::check(m),
@@ -97,6 +101,7 @@ impl Quantization {
             Quantization::None => Ok(m.dense_scheme()),
             Quantization::Gptq(q) => q.scheme(m, sizes),
             Quantization::Awq(q) => Ok(q.scheme(m, sizes)),
+            Quantization::BitNet(q) => q.scheme(m),
             Quantization::BitsAndBytes(q) => q.scheme(m, sizes),
             Quantization::CompressedTensors(q) => q.scheme(m, sizes),
             Quantization::Hqq(_) => Hqq::scheme(m, sizes),
@@ -110,6 +115,7 @@ impl Quantization {
             Quantization::None => m.read_dense(sizes),
             Quantization::Gptq(q) => q.read(m, sizes),
             Quantization::Awq(q) => q.read(m, sizes),
+            Quantization::BitNet(q) => q.read(m, sizes),
             Quantization::BitsAndBytes(q) => q.read(m, sizes),
             Quantization::CompressedTensors(q) => q.read(m, sizes),
             Quantization::Hqq(_) => Hqq::read(m, sizes),

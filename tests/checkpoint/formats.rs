@@ -73,6 +73,10 @@ fn schemes_of_small_layers() {
     assert_eq!(scheme("bnb-nf4-nested-b64-k512").to_string(), "nf4a16 g64");
     assert_eq!(scheme("bnb-nf4-b64-k96").to_string(), "nf4a16 g32"); // every other row starts inside a block
     assert_eq!(scheme("bnb-nf4-nested-b256-k64").to_string(), "nf4a16 per-channel"); // blocks of four rows
+    for case in ["bitnet-divided", "bitnet-multiplied", "bitnet-floats", "bitnet-online"] {
+        let words = "w2a8 per-channel sym, activations int8 dynamic per token";
+        assert_eq!(scheme(case).to_string(), words, "{case}");
+    }
     assert_eq!(scheme("bnb-fp4-b64-k128").to_string(), "fp4a16 g64");
     assert_eq!(
         scheme("ct020-w8a8-static-asym").activation,

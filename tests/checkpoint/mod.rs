@@ -6,6 +6,7 @@ mod config;
 mod fixtures;
 mod formats;
 mod hostile;
+mod hostile_bitnet;
 mod hostile_bnb;
 mod hostile_quant;
 mod written;

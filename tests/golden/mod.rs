@@ -1,6 +1,8 @@
 //! Whole models against `golden.json` files that other implementations wrote (transformers in float32): greedy
 //! tokens, teacher-forced log-probabilities, perplexity. The same checks run on every device.
 
+mod bitnet;
+
 use std::path::{Path, PathBuf};
 
 use lowbit::checkpoint::Checkpoint;

@@ -5,6 +5,7 @@
     python make.py out/ gptq                 # packed here, a column as one big integer
     python make.py out/ bitsandbytes         # with bitsandbytes 0.50.2
     python make.py out/ hqq                  # with hqq 0.2.8.post1, on the CPU
+    python make.py out/ bitnet               # with transformers 5.23.0, also ../bitnet: a whole model and its logits
     python make.py out/ sources              # with bitsandbytes: ../bitsandbytes.safetensors, weights and what it makes of them
 
 Each case: config.json, model.safetensors (module `m`), expected.safetensors (`weight`, float32 [n, k]).
@@ -220,6 +221,52 @@ def hqq():
         case(f"hqq-w{bits}-g{group or -1}-k{k}{'-float' if floats else ''}", dict(quant_method="hqq", quant_config=params, skip_modules=["lm_head"]), dict(tensors), expected)
 
 
+def bitnet():
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.bitnet import WeightQuant, pack_weights
+
+    def config(linear_class, mode="offline", skipped=("lm_head",)):
+        return dict(quant_method="bitnet", linear_class=linear_class, quantization_mode=mode, modules_to_not_convert=skipped and list(skipped))
+
+    g = torch.Generator().manual_seed(400)
+    q = torch.randint(-1, 2, (12, 40), generator=g)
+    scale = torch.tensor([23.375]).bfloat16()
+    packed = pack_weights(q.clone())
+    case("bitnet-divided", config("bitlinear"), dict(weight=packed, weight_scale=scale), q / scale.float())
+    case("bitnet-multiplied", config("autobitlinear"), dict(weight=packed, weight_scale=1 / scale), q * (1 / scale).float())
+    case("bitnet-floats", config("autobitlinear", skipped=None), dict(weight=(q * 0.5).bfloat16(), weight_scale=scale), q * 0.5 * scale.float())
+    weight = (torch.randn((12, 40), generator=g) * 0.02).bfloat16()
+    case("bitnet-online", config("autobitlinear", "online"), dict(weight=weight), WeightQuant.apply(weight.float()))
+
+    # A whole model, read and run by transformers in float32 as either linear class.
+    folder = os.path.join(sys.argv[1], "..", "bitnet")
+    os.makedirs(folder, exist_ok=True)
+    hidden, inner, vocab = 128, 256, 256
+    tensors = {"model.embed_tokens.weight": torch.randn((vocab, hidden), generator=g).bfloat16(), "model.norm.weight": torch.rand(hidden, generator=g).bfloat16() * 0.2}
+    for layer in range(2):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = (torch.rand(hidden, generator=g) + 0.5).bfloat16()
+        for name, n, k in [("self_attn.q_proj", 128, hidden), ("self_attn.k_proj", 64, hidden), ("self_attn.v_proj", 64, hidden), ("self_attn.o_proj", hidden, 128),
+                           ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden), ("mlp.down_proj", hidden, inner)]:
+            tensors[f"model.layers.{layer}.{name}.weight"] = pack_weights(torch.randint(-1, 2, (n, k), generator=g))
+            tensors[f"model.layers.{layer}.{name}.weight_scale"] = (torch.rand(1, generator=g) * 8 + 8).bfloat16()
+    model = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2,
+                 num_attention_heads=2, num_key_value_heads=1, head_dim=64, hidden_act="silu", max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000.0,
+                 tie_word_embeddings=True)
+    ids, out = torch.randint(0, vocab, (1, 24), generator=g), {}
+    for linear_class in ("autobitlinear", "bitlinear"):  # the last stays
+        with open(os.path.join(folder, "config.json"), "w") as f:
+            json.dump(dict(model, quantization_config=config(linear_class, skipped=None)), f, indent=1)
+        scaled = {name: (1 / t.float() if linear_class == "autobitlinear" and name.endswith("_scale") else t).contiguous() for name, t in tensors.items()}
+        save_file(scaled, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+        with torch.no_grad():
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            if linear_class == "autobitlinear":
+                torch.nn.Module.float(loaded)  # it unpacks to bfloat16
+            out[linear_class] = loaded(ids).logits[0].contiguous()
+    save_file(dict(out, ids=ids[0].int()), os.path.join(folder, "logits.safetensors"))
+
+
 def sources():
     import bitsandbytes.functional as F
 
@@ -236,4 +283,4 @@ def sources():
     save_file({name: t.contiguous() for name, t in out.items()}, os.path.join(sys.argv[1], "..", "bitsandbytes.safetensors"))
 
 
-{"hqq": hqq, "sources": sources, "compressed-tensors": compressed_tensors, "awq": awq, "gptq": gptq, "bitsandbytes": bitsandbytes}[sys.argv[2]](*sys.argv[3:])
+{"hqq": hqq, "bitnet": bitnet, "sources": sources, "compressed-tensors": compressed_tensors, "awq": awq, "gptq": gptq, "bitsandbytes": bitsandbytes}[sys.argv[2]](*sys.argv[3:])
