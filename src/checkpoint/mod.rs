@@ -12,6 +12,7 @@ mod compressed_config;
 mod config;
 mod files;
 mod gptq;
+mod head;
 mod hqq;
 pub mod hub;
 mod json;
@@ -69,6 +70,8 @@ pub struct Checkpoint {
     generation: GenerationConfig,
     quantization: Quantization,
     shards: Shards,
+    /// Bits that a floating-point head is rounded to.
+    head_bits: Option<u8>,
 }
 
 impl Checkpoint {
@@ -90,7 +93,7 @@ impl Checkpoint {
         let generation = parse_config::generation(generation.as_ref(), &model)?;
         let quantization = Quantization::read(&dir, &config)?;
         let shards = Shards::open(&dir)?;
-        Ok(Checkpoint { dir, config: model, generation, quantization, shards })
+        Ok(Checkpoint { dir, config: model, generation, quantization, shards, head_bits: None })
     }
 
     /// The directory.
@@ -114,16 +117,19 @@ impl Checkpoint {
         report::check(self, expected)
     }
 
-    /// Reads one linear layer into canonical form.
+    /// Reads one linear layer into canonical form; a head that is tied is the embedding.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the tensor that is missing, mis-shaped or holds values no such layer can have.
     pub fn linear(&self, name: &str) -> Result<LinearWeight> {
-        self.quantization.linear(&mut Module::new(&self.shards, name))
+        if name == head::NAME { self.head() } else { self.quantization.linear(&mut Module::new(&self.shards, name)) }
     }
 
     /// The scheme of one linear layer, from the configuration and headers alone (for `inspect` and memory plans).
     pub fn linear_scheme(&self, name: &str) -> Result<Scheme> {
+        if name == head::NAME {
+            return self.head_scheme();
+        }
         self.quantization.scheme(&mut Module::new(&self.shards, name))
     }
 

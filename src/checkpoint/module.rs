@@ -2,6 +2,7 @@
 
 use safetensors::Dtype;
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, LinearWeight, Scheme, Weight};
 
@@ -155,15 +156,8 @@ impl<'a> Module<'a> {
 
     /// Scheme of the layer as an unquantized one.
     pub(super) fn dense_scheme(&self) -> Scheme {
-        let weight_bits = if self.entry("weight").is_some_and(|e| e.dtype == Dtype::F32) { 32 } else { 16 };
-        Scheme {
-            weight_bits,
-            group_size: None,
-            symmetric: true,
-            codebook: None,
-            act_order: false,
-            activation: ActQuant::None,
-        }
+        let is_f32 = self.entry("weight").is_some_and(|e| e.dtype == Dtype::F32);
+        Scheme::dense(if is_f32 { DType::F32 } else { DType::F16 })
     }
 }
 

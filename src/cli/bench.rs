@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::layers::KvCache;
 use crate::models::{Batch, DummyScheme, Limits, Model, dummy_config, expected_tensors};
 
-use super::options::{DeviceArgs, load_model, model_dtype, open_checkpoint, scheme_summary};
+use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, scheme_summary};
 use super::{Outcome, bandwidth, bench_kernels, output};
 
 #[derive(Debug, clap::Args)]
@@ -70,6 +70,9 @@ pub(super) struct Args {
     /// Print a JSON array with one object for each test instead of a Markdown table.
     #[arg(long, env = "LOWBIT_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+
+    #[command(flatten)]
+    head: HeadArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -137,7 +140,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits)?,
         Source::Dummy(scheme) => {
             let bar = output::progress("random weights");
-            let model = Model::dummy(config.clone(), scheme, &device, limits, &mut |done, all| {
+            let model = Model::dummy(config.clone(), scheme, args.head.dummy(), &device, limits, &mut |done, all| {
                 bar.set_length(all as u64);
                 bar.set_position(done as u64);
             });
@@ -177,7 +180,7 @@ enum Source {
 impl Args {
     fn source(&self) -> Result<(ModelConfig, DType, Source)> {
         if let Some(name) = &self.model {
-            let checkpoint = open_checkpoint(name)?;
+            let checkpoint = self.head.open(name)?;
             return Ok((
                 checkpoint.config().clone(),
                 model_dtype(&checkpoint)?,
@@ -312,9 +315,11 @@ fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
 
 impl Report {
     fn new(args: &Args, model: &Model, device: &Device, ceiling: f64) -> Report {
+        let quantized = model.head().schemes().find(|scheme| !scheme.is_dense());
+        let head = quantized.map_or(String::new(), |scheme| format!(", head {scheme}"));
         Report {
             model: args.name(),
-            scheme: scheme_summary(model),
+            scheme: scheme_summary(model) + &head,
             device: device.name(),
             threads: rayon::current_num_threads(),
             parameters: parameters(model.config()),

@@ -15,7 +15,7 @@ use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
 use super::generate::{Completion, MAX_BATCH_TOKENS, TextStream, complete};
-use super::options::{DeviceArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype};
 use super::{Outcome, output};
 
 /// Context without `--max-model-len`: long enough for a conversation, small enough for any machine.
@@ -47,12 +47,15 @@ pub(super) struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    head: HeadArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
     let name = args.model.name("chat")?;
-    let checkpoint = open_checkpoint(name)?;
+    let checkpoint = args.head.open(name)?;
     let config = checkpoint.config();
     let Some(template) = ChatTemplate::load(checkpoint.dir())? else {
         return Err(Error::unsupported(

@@ -17,7 +17,7 @@ use crate::text::detokenizer::Detokenizer;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
-use super::options::{DeviceArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype};
 use super::{INTERRUPTED, Outcome, output};
 
 /// Tokens generated without `-n`.
@@ -62,6 +62,9 @@ pub(super) struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    head: HeadArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -70,7 +73,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let prompt = args.read_prompt()?;
     let stop = StopStrings::new(&args.sampling.stop, false)?;
     let start = Instant::now();
-    let checkpoint = open_checkpoint(name)?;
+    let checkpoint = args.head.open(name)?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(checkpoint.dir(), config.vocab_size)?;
     let mut params = args.sampling.params(checkpoint.generation(), tokenizer.eos_id());

@@ -13,7 +13,7 @@ use crate::models::{Limits, MemoryPlan, expected_tensors, layer_tables};
 use crate::quant::{LinearWeight, QuantWeight, Scheme, Weight};
 
 use super::generate::MAX_BATCH_TOKENS;
-use super::options::{DeviceArgs, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, HeadArgs, model_dtype};
 use super::{Outcome, output};
 
 #[derive(Debug, clap::Args)]
@@ -35,34 +35,49 @@ pub(super) struct Args {
     json: bool,
 
     #[command(flatten)]
+    head: HeadArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let checkpoint = open_checkpoint(&args.model)?;
+    let checkpoint = args.head.open(&args.model)?;
     let config = checkpoint.config();
     let notes = checkpoint.check(&expected_tensors(config))?;
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let max_model_len = args.max_model_len.map_or(config.max_position_embeddings, |len| len as usize);
     let seqs = args.max_num_seqs as usize;
     let limits = Limits::new(max_model_len, max_model_len.min(MAX_BATCH_TOKENS).max(seqs), seqs);
-    let linears = linears(&checkpoint)?;
+    let mut linears = linears(&checkpoint)?;
+    let linear_bits = bits_per_weight(&linears);
+    let head = checkpoint.linear_scheme("lm_head")?;
+    let is_tied = config.tie_word_embeddings;
+    if is_tied && !head.is_dense() {
+        linears.push(LinearHeader {
+            name: "lm_head".into(),
+            n: config.vocab_size,
+            k: config.hidden_size,
+            scheme: head,
+        });
+    }
     let report = Report {
         args,
         config,
         notes,
         layers: layer_groups(config, &linears),
-        head: linears
-            .iter()
-            .find(|l| l.name == "lm_head")
-            .map_or("the embedding, transposed".into(), |l| l.scheme.to_string()),
+        head: match (is_tied, head.is_dense()) {
+            (true, true) => "the embedding, transposed".into(),
+            (true, false) => format!("{head}, of the embedding"),
+            (false, _) => head.to_string(),
+        },
         kernels: kernels(&device, &linears)?,
         plan: MemoryPlan::new(config, &limits, device.activation_dtype(), |name| checkpoint.linear_scheme(name))?,
         limits,
         memory: device.memory()?,
         device: &device,
         file_bytes: checkpoint.bytes(),
-        linear_bits: bits_per_weight(&linears),
+        linear_bits,
     };
     if args.json {
         output::write_json(&report.json())?

@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::sampling::SamplingParams;
 use crate::error::{Error, Result};
-use crate::models::{Limits, Model};
+use crate::models::{DummyScheme, Limits, Model};
 
 use super::output;
 
@@ -126,6 +126,44 @@ impl ModelFlag {
         let example =
             || format!("is required: a model directory or a hub id, as in `lowbit {verb} -m assets/books-6m-gptq`");
         self.model.as_deref().filter(|name| !name.is_empty()).ok_or_else(|| Error::input("--model", example()))
+    }
+}
+
+/// How to hold the output head.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct HeadArgs {
+    /// Hold a 16-bit output head in 8 or 4 bits, rounded to nearest in groups of 128 while loading; activations stay in
+    /// 16 bit. Without it the head is held as the file has it. A head that is quantized already stays as it is, and so does
+    /// the embedding where it is the head too: only its copy is rounded.
+    #[arg(long, env = "LOWBIT_LM_HEAD", value_name = "SCHEME", value_parser = parse_head)]
+    lm_head: Option<HeadBits>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct HeadBits(u8);
+
+fn parse_head(text: &str) -> Result<HeadBits, String> {
+    match text {
+        "w8a16" => Ok(HeadBits(8)),
+        "w4a16" => Ok(HeadBits(4)),
+        _ => Err(format!("`{text}`: expected w8a16 or w4a16")),
+    }
+}
+
+impl HeadArgs {
+    /// Opens a model by directory or hub id, its head to be held as asked.
+    pub(super) fn open(&self, model: &str) -> Result<Checkpoint> {
+        let mut checkpoint = open_checkpoint(model)?;
+        if let Some(HeadBits(bits)) = self.lm_head {
+            checkpoint.round_head(bits);
+        }
+        Ok(checkpoint)
+    }
+
+    /// The head of a model with random weights.
+    pub(super) fn dummy(&self) -> DummyScheme {
+        self.lm_head.map_or(DummyScheme::Bf16, |HeadBits(bits)| DummyScheme::WeightOnly(bits, 128))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::quant::Scheme;
 
 use super::generate::MAX_BATCH_TOKENS;
 use super::inspect::Lines;
-use super::options::{model_dtype, open_checkpoint, parse_number};
+use super::options::{HeadArgs, model_dtype, parse_number};
 use super::{Outcome, output};
 
 /// Tokens of the prompt that times are given for, where sequences may be so long.
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
     dummy: Option<String>,
 
-    /// Scheme of --dummy: `bf16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit.
+    /// Scheme of --dummy: `bf16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit, but for --lm-head.
     #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
     scheme: String,
 
@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// Part of the memory that may be used.
     #[arg(long, env = "LOWBIT_GPU_MEMORY_UTILIZATION", value_name = "X", default_value_t = 0.9, value_parser = parse_part)]
     gpu_memory_utilization: f64,
+
+    #[command(flatten)]
+    head: HeadArgs,
 
     /// Print one JSON object instead of text.
     #[arg(long, env = "LOWBIT_JSON", value_parser = FalseyValueParser::new())]
@@ -85,7 +88,7 @@ struct Shape {
 impl Subject {
     fn open(args: &Args) -> Result<Subject> {
         let Some(shape) = &args.dummy else {
-            let checkpoint = open_checkpoint(args.model.as_deref().unwrap_or_default())?;
+            let checkpoint = args.head.open(args.model.as_deref().unwrap_or_default())?;
             checkpoint.check(&expected_tensors(checkpoint.config()))?;
             let dtype = model_dtype(&checkpoint)?;
             return Ok(Subject::Checkpoint(Box::new(checkpoint), dtype));
@@ -96,7 +99,7 @@ impl Subject {
         let columns = 2 * args.group_size.unwrap_or(0).max(128) as usize;
         let scheme = |scheme| dummy_linear(scheme, 8, columns, false, 0).scheme();
         let decoder = scheme(decoder);
-        Ok(Subject::Dummy(Box::new(Shape { config, decoder, head: scheme(DummyScheme::Bf16) })))
+        Ok(Subject::Dummy(Box::new(Shape { config, decoder, head: scheme(args.head.dummy()) })))
     }
 
     fn config(&self) -> &ModelConfig {

@@ -78,8 +78,9 @@ impl Work {
             }
         }
         if config.tie_word_embeddings {
-            head_macs = (config.vocab_size * config.hidden_size) as f64;
-            weight_bytes += 2.0 * head_macs;
+            let (n, k) = (config.vocab_size, config.hidden_size);
+            head_macs = (n * k) as f64;
+            weight_bytes += resident_bytes(&scheme("lm_head")?, n, k, dtype) as f64;
         }
         let shape = attention_shape(config, None);
         Ok(Work {
@@ -124,14 +125,7 @@ mod tests {
     #[test]
     fn an_8b_llama() {
         let config = dummy_config("llama-3.1-8b").expect("a shape");
-        let dense = Scheme {
-            weight_bits: 16,
-            group_size: None,
-            symmetric: true,
-            codebook: None,
-            act_order: false,
-            activation: ActQuant::None,
-        };
+        let dense = Scheme::dense(DType::BF16);
         let gpu = &GPUS[1];
         let work = Work::new(&config, DType::BF16, |_| Ok(dense)).expect("a scheme for all");
         let (layers, head) = (32.0 * 218_103_808.0, 128_256.0 * 4096.0);

@@ -29,7 +29,7 @@ pub const DUMMY_MODELS: &[Shape] = &[
     ("llama-3.1-70b", Architecture::Llama, 8192, 28672, 80, 64, 8, 128, 128_256, false),
 ];
 
-/// How the linear layers of a dummy model are quantized; the head stays 16-bit as most checkpoints leave it.
+/// How linear layers of a dummy model are quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DummyScheme {
     /// Unquantized bf16.
@@ -134,15 +134,16 @@ pub(crate) fn fill_random(bytes: &mut [u8], seed: u64) {
 }
 
 impl Model {
-    /// A model of `config` with random weights.
+    /// A model of `config` with random weights, those of the head as `head`.
     pub fn dummy(
         config: ModelConfig,
         scheme: DummyScheme,
+        head: DummyScheme,
         device: &Device,
         limits: Limits,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Model> {
-        let kind = |name: &str| if name == "lm_head" { DummyScheme::Bf16 } else { scheme };
+        let kind = |name: &str| if name == "lm_head" { head } else { scheme };
         let group = |name: &str| dummy_linear(kind(name), 1, config.hidden_size, false, 0).scheme();
         let plan = MemoryPlan::new(&config, &limits, device.activation_dtype(), |name| Ok(group(name)))?;
         plan.check(device.memory()?.0)?;
@@ -179,11 +180,11 @@ impl Model {
             });
         }
         progress(config.num_layers, config.num_layers);
-        let head = dummy_linear(DummyScheme::Bf16, config.vocab_size, hidden, false, 0);
-        let Weight::Dense { data, .. } = &head.weight else {
-            return Err(Error::Shape { op: "dummy", expected: "a dense head".into(), got: DType::U8.to_string() });
+        let weights = dummy_linear(DummyScheme::Bf16, config.vocab_size, hidden, false, 0);
+        let Weight::Dense { data: embedding, .. } = weights.weight else {
+            return Err(Error::Shape { op: "dummy", expected: "a dense embedding".into(), got: DType::U8.to_string() });
         };
-        let embedding = data.clone();
+        let head = dummy_linear(head, config.vocab_size, hidden, false, 0);
         let norm = ones(hidden)?;
         Model::assemble(config, device, limits, embedding, layers, norm, head)
     }

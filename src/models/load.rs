@@ -5,7 +5,6 @@ use crate::checkpoint::{Architecture, Checkpoint, Expected, ModelConfig};
 use crate::device::Device;
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
-use crate::quant::{ActQuant, LinearWeight, Weight};
 
 use super::decoder::{DecoderLayer, Limits, Model};
 use super::plan::{MemoryPlan, attention_shape};
@@ -137,15 +136,7 @@ impl Model {
             progress(layers.len(), tables.len());
         }
         let embedding = checkpoint.tensor("model.embed_tokens.weight")?;
-        let head = if config.tie_word_embeddings {
-            LinearWeight {
-                weight: Weight::Dense { n: config.vocab_size, k: config.hidden_size, data: embedding.clone() },
-                bias: None,
-                activation: ActQuant::None,
-            }
-        } else {
-            linear("lm_head")?
-        };
+        let head = linear("lm_head")?;
         let norm = RmsNorm::new(device, &checkpoint.tensor("model.norm.weight")?, config.rms_norm_eps)?;
         Model::assemble(config, device, limits, embedding, layers, norm, head)
     }

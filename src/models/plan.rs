@@ -36,12 +36,15 @@ impl MemoryPlan {
         for expected in expected_tensors(config) {
             weights += match expected {
                 Expected::Linear { name, n, k, .. } => resident_bytes(&scheme(&name)?, n, k, dtype),
-                // The embedding stays 16-bit, once more as the head where the two are tied; norms become f32.
+                // The embedding stays 16-bit; norms become f32.
                 Expected::Tensor { shape, .. } => match shape[..] {
-                    [n, k] => (n * k * 2) as u64 * if config.tie_word_embeddings { 2 } else { 1 },
+                    [n, k] => (n * k * 2) as u64,
                     _ => 4 * shape.iter().product::<usize>() as u64,
                 },
             };
+        }
+        if config.tie_word_embeddings {
+            weights += resident_bytes(&scheme("lm_head")?, config.vocab_size, config.hidden_size, dtype);
         }
         let per_token = KvCache::bytes_per_token(dtype, &attention_shape(config, None), config.num_layers);
         let rope = (limits.max_model_len * config.head_dim * 4) as u64;

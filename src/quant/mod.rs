@@ -31,7 +31,7 @@ pub mod ternary;
 
 pub use codebook::Codebook;
 
-use crate::dtype::HostData;
+use crate::dtype::{DType, HostData};
 
 /// How the activations of a linear layer are quantized on their way in.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,6 +86,18 @@ pub struct Scheme {
 }
 
 impl Scheme {
+    /// Of an unquantized weight.
+    pub fn dense(dtype: DType) -> Scheme {
+        Scheme {
+            weight_bits: 8 * dtype.size_bytes() as u8,
+            group_size: None,
+            symmetric: true,
+            codebook: None,
+            act_order: false,
+            activation: ActQuant::None,
+        }
+    }
+
     /// True for a weight held as 16- or 32-bit floating point.
     pub fn is_dense(&self) -> bool {
         self.weight_bits >= 16
@@ -255,14 +267,7 @@ impl LinearWeight {
     /// The scheme in words' form.
     pub fn scheme(&self) -> Scheme {
         match &self.weight {
-            Weight::Dense { data, .. } => Scheme {
-                weight_bits: 8 * data.dtype().size_bytes() as u8,
-                group_size: None,
-                symmetric: true,
-                codebook: None,
-                act_order: false,
-                activation: self.activation,
-            },
+            Weight::Dense { data, .. } => Scheme { activation: self.activation, ..Scheme::dense(data.dtype()) },
             Weight::Quant(q) => Scheme {
                 weight_bits: q.bits,
                 group_size: (q.group_size < q.k).then_some(q.group_size),

@@ -5,6 +5,7 @@ mod build;
 mod config;
 mod fixtures;
 mod formats;
+mod head;
 mod hostile;
 mod hostile_bitnet;
 mod hostile_bnb;

@@ -38,6 +38,8 @@ fn exit_codes_and_messages() {
         (&with(&["--stop", ""]), 2, &["stop"]),
         (&with(&["--logprobs", "3"]), 2, &["--json"]),
         (&with(&["--dtype", "f64"]), 2, &["f16 or bf16"]),
+        (&with(&["--lm-head", "w5a16"]), 2, &["--lm-head", "w8a16 or w4a16"]),
+        (&["plan", DEMO, "--lm-head", "int8"], 2, &["w8a16 or w4a16"]),
         (&with(&["--threads", "0"]), 2, &["--threads"]),
         (&["generate", "-m", DEMO, "-p", "x", "--device", "tpu"], 2, &["auto, cpu, cuda"]),
         (&["eval", DEMO, "--text", "no-such-file"], 3, &["no-such-file"]),

@@ -49,6 +49,19 @@ fn compared_with_itself() {
     assert!((own - reference).abs() < 1e-5);
 }
 
+/// The demo's head, 4096 x 256, in fewer bits: what that does to the predictions.
+#[test]
+fn a_rounded_head() {
+    let exact = eval("128", "4", &["--reference", DEMO]);
+    for (scheme, most, of_perplexity) in [("w8a16", 1e-4, 2e-3), ("w4a16", 0.03, 0.06)] {
+        let got = eval("128", "4", &["--reference", DEMO, "--lm-head", scheme]);
+        let kld = got["kld"]["mean"].as_f64().unwrap();
+        assert!(kld > 0.0 && kld < most, "{scheme}: {kld}");
+        let ratio = got["perplexity"].as_f64().unwrap() / exact["perplexity"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() < of_perplexity, "{scheme}: {ratio}");
+    }
+}
+
 /// The demo with the scales of one module doubled.
 fn damaged(dir: &Path, module: &str) {
     let bytes = fs::read(Path::new(DEMO).join("model.safetensors")).unwrap();

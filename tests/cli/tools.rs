@@ -57,6 +57,30 @@ fn plan_knows_what_fits() {
     assert!(bad.stderr.contains("h200-141gb"), "{}", bad.stderr);
 }
 
+/// The demo's head is its embedding, 4096 x 256 in 16 bit: held in 8 bits it takes half, and 4 + 4 bytes for 128 weights.
+#[test]
+fn a_head_held_in_fewer_bits() {
+    let inspect = |extra: &[&str]| lowbit(&[&["inspect", DEMO, "--device", "cpu", "--json"], extra].concat()).json();
+    let (found, held) = (inspect(&[]), inspect(&["--lm-head", "w8a16"]));
+    assert_eq!(
+        (&found["head"], &held["head"]),
+        (&"the embedding, transposed".into(), &"w8a16 g128 sym, of the embedding".into())
+    );
+    let bytes = |report: &serde_json::Value| report["memory"]["weights_bytes"].as_u64().unwrap();
+    assert_eq!(bytes(&found) - bytes(&held), 4096 * 256 * 2 - (4096 * 256 + 4096 * 2 * 8));
+    assert_eq!(held["kernels"][1]["scheme"], "w8a16 g128 sym");
+    assert_eq!(held["linear_bits_per_weight"], 4.125, "the layers stay");
+
+    let plan = |extra: &[&str]| lowbit(&[&["plan", "--dummy", "llama-3.1-8b", "--json"], extra].concat()).json();
+    let saved = bytes(&plan(&[])) - bytes(&plan(&["--lm-head", "w8a16"]));
+    assert_eq!(saved, 128_256 * 4096 - 128_256 * 32 * 8);
+    let bench = ["bench", DEMO, "--device", "cpu", "-p", "0", "-n", "1", "-r", "1", "--json", "--lm-head", "w8a16"];
+    let scheme = lowbit(&bench).json()[0]["scheme"].clone();
+    assert_eq!(scheme, "w4a16 g128 sym, head w8a16 g128 sym");
+    let verified = lowbit(&["verify", DEMO, "--device", "cpu", "--layers", "1", "--json", "--lm-head", "w8a16"]).json();
+    assert_eq!(verified["passed"], true);
+}
+
 #[test]
 fn inspect_names_schemes() {
     for (name, scheme) in [

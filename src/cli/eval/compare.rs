@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::models::{Model, linear_names};
 
-use super::super::options::{load_model, model_dtype, open_checkpoint, scheme_summary};
+use super::super::options::{load_model, model_dtype, scheme_summary};
 use super::super::{bench, output};
 use super::divergence::Divergence;
 use super::perplexity::{Perplexity, limits, score};
@@ -40,7 +40,7 @@ struct Row {
 /// Evaluates all models of `--compare`, and the reference, and writes the table.
 pub(super) fn run(args: &Args) -> Result<()> {
     let (path, text) = args.read_text()?;
-    let checkpoints = args.compare.iter().map(|name| open_checkpoint(name)).collect::<Result<Vec<_>>>()?;
+    let checkpoints = args.compare.iter().map(|name| args.head.open(name)).collect::<Result<Vec<_>>>()?;
     let windows = shared_windows(args, &checkpoints, &text)?;
     let config = checkpoints[0].config();
     let reference = args.reference.as_deref().map(|name| open_reference(name, &checkpoints[0])).transpose()?;

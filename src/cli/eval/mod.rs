@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::models::{Limits, Model};
 use crate::text::tokenizer::Tokenizer;
 
-use super::options::{DeviceArgs, load_model, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, open_checkpoint};
 use super::{Outcome, output};
 use generate::Comparison;
 use tasks::Answers;
@@ -94,6 +94,9 @@ pub(super) struct Args {
     json: bool,
 
     #[command(flatten)]
+    head: HeadArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -135,7 +138,7 @@ struct Plan {
 
 /// Evaluates one model.
 fn one(args: &Args, name: &str) -> Result<()> {
-    let checkpoint = open_checkpoint(name)?;
+    let checkpoint = args.head.open(name)?;
     let plan = Plan::read(args, &checkpoint)?;
     let reference = args.reference.as_deref().map(|name| open_reference(name, &checkpoint)).transpose()?;
     let device = args.device.open(model_dtype(&checkpoint)?)?;

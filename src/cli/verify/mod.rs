@@ -19,7 +19,7 @@ use crate::models::{Batch, Limits, Model, layer_tables, rope_table};
 use self::ops::OpChecks;
 use self::report::{Report, print};
 use self::spec::{Arithmetic, HostHead, HostLayer, Rows};
-use super::options::{DeviceArgs, load_model, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype};
 use super::{Outcome, output};
 
 /// Lengths of the sequences that are run: one past two KV blocks and one within a block.
@@ -46,11 +46,14 @@ pub(super) struct Args {
     json: bool,
 
     #[command(flatten)]
+    head: HeadArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let checkpoint = open_checkpoint(&args.model)?;
+    let checkpoint = args.head.open(&args.model)?;
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let rows = rows(checkpoint.config());
     let limits = Limits { max_logit_rows: LENS.len(), ..Limits::new(LENS[0], rows.token_ids.len(), LENS.len()) };
@@ -128,7 +131,7 @@ impl Verifier<'_> {
             print(&self.report, args.json)?;
             x = exact.out;
         }
-        self.head(&x, &HostHead::read(self.checkpoint, config, &embedding)?, args)
+        self.head(&x, &HostHead::read(self.checkpoint, config)?, args)
     }
 
     /// Embeds all rows on the device; the specification's residual stream.

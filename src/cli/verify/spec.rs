@@ -117,13 +117,8 @@ pub(super) struct HostHead {
 }
 
 impl HostHead {
-    pub(super) fn read(checkpoint: &Checkpoint, config: &ModelConfig, embedding: &HostData) -> Result<HostHead> {
-        let head = if config.tie_word_embeddings {
-            let weight = Weight::Dense { n: config.vocab_size, k: config.hidden_size, data: embedding.clone() };
-            Named { name: "lm_head".into(), weight: LinearWeight { weight, bias: None, activation: ActQuant::None } }
-        } else {
-            Named::read(checkpoint, "lm_head")?
-        };
+    pub(super) fn read(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<HostHead> {
+        let head = Named::read(checkpoint, "lm_head")?;
         Ok(HostHead { norm: checkpoint.tensor("model.norm.weight")?.to_f32(), head, eps: config.rms_norm_eps })
     }
 
