@@ -31,6 +31,11 @@ pub(super) struct DeviceArgs {
     #[arg(long, env = "LOWBIT_DTYPE", default_value = "auto", value_parser = parse_dtype)]
     dtype: DtypeChoice,
 
+    /// Compute every row so that its result has the same bits whatever else is in its batch: choose GPU kernels by the shapes
+    /// of weights alone. Costs speed, most where few sequences decode behind long contexts. The CPU always computes so.
+    #[arg(long, env = "LOWBIT_BATCH_INVARIANT", value_parser = FalseyValueParser::new())]
+    batch_invariant: bool,
+
     /// CPU threads; without it one for every core that this process may use.
     #[arg(short, long, env = "LOWBIT_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -83,14 +88,15 @@ impl DeviceArgs {
     pub(super) fn open(&self, model_dtype: DType) -> Result<Device> {
         self.start_threads()?;
         let dtype = self.dtype.0.unwrap_or(model_dtype);
-        match self.device {
-            DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal, dtype),
-            DeviceChoice::Auto => Ok(Device::cuda(0, dtype).unwrap_or_else(|reason| {
+        let device = match self.device {
+            DeviceChoice::Cpu => Device::cpu(),
+            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal, dtype)?,
+            DeviceChoice::Auto => Device::cuda(0, dtype).unwrap_or_else(|reason| {
                 tracing::info!("running on the CPU: {reason}");
                 Device::cpu()
-            })),
-        }
+            }),
+        };
+        Ok(self.in_mode(device))
     }
 
     /// Sizes the thread pool and opens the GPU, also for `auto`; `dtype` is what `auto` means there.
@@ -98,10 +104,14 @@ impl DeviceArgs {
         match self.device {
             DeviceChoice::Auto => {
                 self.start_threads()?;
-                Device::cuda(0, self.dtype.0.unwrap_or(dtype))
+                Ok(self.in_mode(Device::cuda(0, self.dtype.0.unwrap_or(dtype))?))
             }
             _ => self.open(dtype),
         }
+    }
+
+    fn in_mode(&self, device: Device) -> Device {
+        if self.batch_invariant { device.batch_invariant() } else { device }
     }
 
     /// Sizes the thread pool of this process.

@@ -255,6 +255,18 @@ impl Device {
         }
     }
 
+    /// The same device in a mode where a row's result has the same bits whatever else is in its batch and however its
+    /// sequence was cut into passes, at some cost in speed. On the CPU that is always so; a GPU otherwise chooses among
+    /// kernels whose sums have different orders by the number of rows, where these are not exact. Weights packed before are
+    /// not changed by it.
+    pub fn batch_invariant(self) -> Device {
+        match self {
+            Device::Cpu(d) => Device::Cpu(d),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => Device::Cuda(d.batch_invariant()),
+        }
+    }
+
     /// `cpu` or `cuda`.
     pub fn name(&self) -> &'static str {
         match self {

@@ -2,6 +2,7 @@
 //! [`on_every_device!`] makes a test of it for the CPU (each SIMD level this machine has) and one for CUDA.
 
 mod attention;
+mod batch_invariant;
 mod fused;
 mod gate;
 mod linear;

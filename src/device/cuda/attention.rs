@@ -60,7 +60,8 @@ pub(crate) fn attention(
         return Err(Error::unsupported(what, "Use smaller KV blocks or a smaller --max-model-len"));
     }
     let template = [64, 128, MAX_HEAD_DIM].into_iter().find(|&d| shape.head_dim <= d).unwrap_or(MAX_HEAD_DIM);
-    let is_decode = meta.max_q_len == 1;
+    // A row may be alone in its sequence or not, and the keys be split by how many sequences there are.
+    let is_decode = meta.max_q_len == 1 && !device.is_batch_invariant();
     let splits = if is_decode { decode_splits(device, meta, shape) } else { 1 };
     let args = AttentionArgs {
         out: out.cuda_mut()?.ptr(),

@@ -136,14 +136,7 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
         }
         Layout::Blocks16(shape) => choose_w4a16::w4a16(p, shape, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS => gemv(p, m),
-        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => {
-            let (name, bits) = codes(p.layout);
-            let tile = best(&W4A16, p, m);
-            let shape = format!("{}x{}", tile.bm, tile.bn);
-            let shared = tile.stages as usize * (128 * tile.bm + 8 * bits * tile.bn);
-            let function = format!("gemm_{name}a16_{shape}_{suffix}");
-            tiled(p, m, tile, "gemm_w4a16/sm80", function, format!("{name} {shape}"), shared)
-        }
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => w4a16(p, m),
         Layout::Dense { aligned: true } => {
             let tile = best(&DENSE, p, m);
             let shape = format!("{}x{}", tile.bm, tile.bn);
@@ -156,6 +149,27 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
         Layout::Canonical { int8: true } => any(p, m, "gemm_any_int8".into(), "int8"),
         Layout::CanonicalCodebook => any(p, m, format!("gemm_any_codebook_{suffix}"), "codebook"),
     }
+}
+
+/// The launch for `m` rows, `m` at least 1, in which a row's sums do not depend on `m`: tiles may, the order of the sums over k
+/// may not. Sums of integers are exact in any order, and most kernels have only one.
+pub(super) fn choose_batch_invariant(p: &Problem, m: usize) -> Launch {
+    match p.layout {
+        Layout::Blocks16(shape) => choose_w4a16::batch_invariant(p, shape, m),
+        // gemv splits k over its warps.
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => w4a16(p, m),
+        _ => choose(p, m),
+    }
+}
+
+/// Of gemm_w4a16/sm80.
+fn w4a16(p: &Problem, m: usize) -> Launch {
+    let (name, bits) = codes(p.layout);
+    let tile = best(&W4A16, p, m);
+    let shape = format!("{}x{}", tile.bm, tile.bn);
+    let shared = tile.stages as usize * (128 * tile.bm + 8 * bits * tile.bn);
+    let function = format!("gemm_{name}a16_{shape}_{}", p.suffix);
+    tiled(p, m, tile, "gemm_w4a16/sm80", function, format!("{name} {shape}"), shared)
 }
 
 fn best<'a>(tiles: &'a [Tile], p: &Problem, m: usize) -> &'a Tile {

@@ -98,6 +98,20 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
     }
 }
 
+/// The launch for `m` rows, `m` at least 1, with one order of sums for all: tiles that multiply by `wgmma` and scale the sums of a
+/// group, k split as `n` and `k` say.
+pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launch {
+    let tokens = match m {
+        ..=32 => 32,
+        33..=64 => 64,
+        _ => 128,
+    };
+    let few = FEW.iter().find(|f| (f.tokens, f.groups) == (tokens, 2)).expect("a configuration of the table");
+    let (tiles, most) = (p.n.div_ceil(2 * ROWS), p.k.div_ceil(COLUMNS));
+    let fits = |&splits: &usize| splits <= most && 2 * tiles * splits <= 3 * p.sm_count as usize;
+    few.launch(p, shape, m, SPLITS.into_iter().find(fits).unwrap_or(1))
+}
+
 /// Microseconds of a block of k in the tile of 128 rows by 128 tokens.
 const FEW_128_US: f64 = 0.9;
 

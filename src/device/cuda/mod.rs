@@ -46,6 +46,7 @@ pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 #[derive(Debug, Clone)]
 pub struct CudaDevice {
     inner: Arc<Inner>,
+    batch_invariant: bool,
 }
 
 /// How the blocks of a launch lie, and how it starts.
@@ -147,7 +148,17 @@ impl CudaDevice {
             stream,
             context,
         };
-        Ok(CudaDevice { inner: Arc::new(inner) })
+        Ok(CudaDevice { inner: Arc::new(inner), batch_invariant: false })
+    }
+
+    /// The same device in the mode of [`crate::device::Device::batch_invariant`].
+    pub fn batch_invariant(self) -> Self {
+        CudaDevice { batch_invariant: true, ..self }
+    }
+
+    /// Whether kernels are chosen so that a row's result does not depend on its batch.
+    pub(crate) fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
     }
 
     /// Product name of the GPU.

@@ -323,7 +323,7 @@ fn staged_bytes(out: &EmitArgs, threads: u32) -> u32 {
 /// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks. With
 /// outliers a thread needs more registers than 1024 of them could have.
 fn code_threads(device: &CudaDevice, m: usize, k: usize, mode: u32) -> u32 {
-    let many = m > device.sm_count() as usize || mode == abi::LOWBIT_EMIT_OUTLIERS;
+    let many = m > device.sm_count() as usize || device.is_batch_invariant() || mode == abi::LOWBIT_EMIT_OUTLIERS;
     row_threads(k, if many { 512 } else { 1024 })
 }
 

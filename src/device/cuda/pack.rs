@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::choose::{Launch, Problem, choose};
+use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
 use super::pack_blocks::BlockShape;
 use super::{Buffer, CudaDevice};
@@ -90,16 +90,18 @@ impl CudaPacked {
         )
     }
 
-    /// True for an unquantized weight that cuBLASLt is asked to run. Where it has no algorithm for a shape (odd
+    /// True for an unquantized weight that cuBLASLt, which chooses by the number of rows, is asked to run. Where it has no algorithm for a shape (odd
     /// alignments), the launch of [`Self::launch`] runs.
     pub(super) fn is_for_blas(&self) -> bool {
-        matches!(self.layout, Layout::Dense { .. }) && self.bias.is_none() && self.device.has_blas()
+        let by_blas = matches!(self.layout, Layout::Dense { .. }) && self.bias.is_none();
+        by_blas && self.device.has_blas() && !self.device.is_batch_invariant()
     }
 
     /// The launch of one of our own kernels for `m` rows, `m` at least 1, of uint8 activations or not.
     pub(super) fn launch(&self, m: usize, x_u8: bool) -> Launch {
         let (sm_count, suffix) = (self.device.sm_count(), self.device.suffix());
         let Self { layout, n, k, epilogue, outliers, .. } = *self;
+        let choose = if self.device.is_batch_invariant() { choose_batch_invariant } else { choose };
         choose(&Problem { layout, n, k, epilogue, x_u8, outliers, sm_count, suffix }, m)
     }
 }

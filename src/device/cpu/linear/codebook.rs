@@ -19,8 +19,9 @@ use crate::quant::{Codebook, QuantWeight};
 
 /// Columns of a line.
 const COLUMNS: usize = 8;
-/// Rows of one call of the kernel.
+/// Rows of one call of the kernel; of a single row so many tiles instead, whose sums need not wait for each other.
 const ROWS: usize = 8;
+const TILES: usize = 4;
 /// How far ahead weights are fetched, as in `int_kernel`.
 const PREFETCH_LINES: usize = 48;
 
@@ -107,13 +108,14 @@ impl Kernel for Tiles<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for tile in self.tiles.clone() {
+        for first in self.tiles.clone().step_by(TILES) {
+            let tiles = first..(first + TILES).min(self.tiles.end);
             let mut row = 0;
             while row < self.m {
                 row += match self.m - row {
-                    1..4 => self.tile::<S, 1>(s, tile, row),
-                    4..ROWS => self.tile::<S, 4>(s, tile, row),
-                    _ => self.tile::<S, ROWS>(s, tile, row),
+                    1..4 => self.block::<S, 1, TILES>(s, tiles.clone(), row),
+                    4..ROWS => tiles.clone().fold(0, |_, tile| self.block::<S, 4, 1>(s, tile..tile + 1, row)),
+                    _ => tiles.clone().fold(0, |_, tile| self.block::<S, ROWS, 1>(s, tile..tile + 1, row)),
                 };
             }
         }
@@ -121,31 +123,40 @@ impl Kernel for Tiles<'_> {
 }
 
 impl Tiles<'_> {
-    /// 16 outputs of `M` rows from `row` on; returns `M`.
+    /// Up to `T` tiles of 16 outputs, `M` rows from `row` on; returns `M`. Tiles behind the last repeat it and are dropped.
+    ///
+    /// Each sum takes its columns line by line, whatever the block, so that a row does not depend on its batch.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize>(&self, s: S, tile: usize, row: usize) -> usize {
+    fn block<S: Simd, const M: usize, const T: usize>(&self, s: S, tiles: Range<usize>, row: usize) -> usize {
         let w = self.w;
-        // One row: columns sum apart, so that one product need not wait for the one before.
-        let sets = if M == 1 { 4 } else { 1 };
+        let tile: [usize; T] = std::array::from_fn(|t| (tiles.start + t).min(tiles.end - 1));
+        let lines: [&[Line]; T] = std::array::from_fn(|t| &w.lines[tile[t] * w.tile_lines..][..w.tile_lines]);
         let x: [&[f32]; M] = std::array::from_fn(|r| &self.x[(row + r) * w.k..][..w.k]);
         let table = s.load(&w.codebook.0);
-        let mut lines = w.lines[tile * w.tile_lines..][..w.tile_lines].iter();
-        let mut y = [s.splat(0.0); M];
+        let mut y = [[s.splat(0.0); M]; T];
+        let mut line = 0;
         for segment in &w.segments {
-            let mut sums = [[s.splat(0.0); M]; 4];
-            for (l, line) in lines.by_ref().take(segment.lines).enumerate() {
-                if M == 1 {
-                    prefetch((line as *const Line).wrapping_add(PREFETCH_LINES));
+            let mut sums = [[s.splat(0.0); M]; T];
+            for l in 0..segment.lines {
+                let mut codes = [s.load_bytes(&lines[0][line].0); T];
+                for t in 0..T {
+                    codes[t] = s.load_bytes(&lines[t][line].0);
+                    if M == 1 {
+                        prefetch(lines[t].as_ptr().wrapping_add(line + PREFETCH_LINES));
+                    }
                 }
-                let mut codes = s.load_bytes(&line.0);
+                line += 1;
                 let first = segment.start + l * COLUMNS;
                 let columns = COLUMNS.min(segment.len - l * COLUMNS);
                 let x: [&[f32]; M] = std::array::from_fn(|r| &x[r][first..first + columns]);
+                let mut of_line = [[s.splat(0.0); M]; T];
                 let mut column = |i: usize| {
-                    let weights = s.lookup(table, codes);
-                    codes = s.shift_right_4(codes);
-                    for r in 0..M {
-                        sums[i % sets][r] = s.mul_add(weights, s.splat(x[r][i]), sums[i % sets][r]);
+                    for t in 0..T {
+                        let weights = s.lookup(table, codes[t]);
+                        codes[t] = s.shift_right_4(codes[t]);
+                        for r in 0..M {
+                            of_line[t][r] = s.mul_add(weights, s.splat(x[r][i]), of_line[t][r]);
+                        }
                     }
                 };
                 if columns == COLUMNS {
@@ -155,21 +166,30 @@ impl Tiles<'_> {
                 } else {
                     (0..columns).for_each(column);
                 }
+                for t in 0..T {
+                    for r in 0..M {
+                        sums[t][r] = s.add(sums[t][r], of_line[t][r]);
+                    }
+                }
             }
-            let scale = w.scales.load(s, tile * w.groups + segment.group);
-            for r in 0..M {
-                let sum = (1..sets).fold(sums[0][r], |sum, set| s.add(sum, sums[set][r]));
-                y[r] = s.mul_add(sum, scale, y[r]);
+            for t in 0..T {
+                let scale = w.scales.load(s, tile[t] * w.groups + segment.group);
+                for r in 0..M {
+                    y[t][r] = s.mul_add(sums[t][r], scale, y[t][r]);
+                }
             }
         }
-        for (r, mut y) in y.into_iter().enumerate() {
-            if let Some(bias) = &w.bias {
-                y = s.add(y, s.load(&bias[tile]));
+        for t in 0..tiles.len() {
+            for r in 0..M {
+                let y = match &w.bias {
+                    Some(bias) => s.add(y[t][r], s.load(&bias[tile[t]])),
+                    None => y[t][r],
+                };
+                let mut values = [0.0; 16];
+                s.store(y, &mut values);
+                // SAFETY: `row + r` is below `m`; a tile belongs to one thread.
+                unsafe { self.to.write(row + r, tile[t] * 16, &values) };
             }
-            let mut values = [0.0; 16];
-            s.store(y, &mut values);
-            // SAFETY: `row + r` is below `m`; a tile belongs to one thread.
-            unsafe { self.to.write(row + r, tile * 16, &values) };
         }
         M
     }
