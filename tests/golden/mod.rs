@@ -69,14 +69,15 @@ struct Tolerance {
 /// its own, perturbing the embeddings moves log-probabilities of the dynamic model by up to 0.64, 0.056 in the mean, from
 /// 1e-7 relative on; those of the static one by 1.4 and 0.16 from 1e-5 on, and not at all by 1e-7; and unperturbed it is
 /// 1.9 and 0.18 from the static golden file. So f32 activations must follow the static model, and elsewhere the mean and
-/// the perplexity are held; that int8 arithmetic is exact is tested op by op.
+/// the perplexity are held, the largest error but loosely; that int8 arithmetic is exact is tested op by op.
 fn tolerance(model: &Model) -> Tolerance {
     let dtype = model.device().activation_dtype();
     let activation =
         |l: &DecoderLayer| l.qkv.schemes().chain(l.down.schemes()).map(|s| s.activation).collect::<Vec<_>>();
     let activations: Vec<ActQuant> = model.layers().iter().flat_map(activation).collect();
     if activations.iter().any(|a| matches!(a, ActQuant::DynamicPerToken | ActQuant::LlmInt8 { .. })) {
-        return Tolerance { max: 0.8, mean: 0.08, perplexity: 0.01 };
+        let max = if dtype == DType::F32 { 0.8 } else { 1.6 };
+        return Tolerance { max, mean: 0.08, perplexity: 0.01 };
     }
     if activations.iter().any(|&a| a != ActQuant::None) {
         let (max, mean) = if dtype == DType::F32 { (0.1, 0.01) } else { (3.0, 0.2) };
