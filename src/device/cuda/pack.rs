@@ -327,16 +327,19 @@ fn padded<T: Copy + Default>(mut values: Vec<T>, multiple: usize) -> Vec<T> {
     values
 }
 
-/// Code minus zero point, which [`steps_fit_i8`], in blocks of 64 rows x 128 columns, those of the same rows one after
-/// the other; within a block, chunk `c` of 16 columns of row `r` lies at chunk `c ^ (r % 8)`.
+/// Code minus zero point, which [`steps_fit_i8`], one zero point a row, in blocks of 64 rows x 128 columns, those of the
+/// same rows one after the other; within a block, chunk `c` of 16 columns of row `r` lies at chunk `c ^ (r % 8)`.
 fn blocks8(q: &QuantWeight) -> Vec<i8> {
     let slices = q.k.div_ceil(128);
     let mut bytes = vec![0; q.n.div_ceil(64) * slices * 64 * 128];
     bytes.par_chunks_mut(slices * 64 * 128).enumerate().for_each(|(block, bytes)| {
         for r in block * 64..q.n.min(block * 64 + 64) {
-            for (c, step) in row_steps(q, r).enumerate() {
-                let chunk = (c % 128 / 16) ^ (r % 8);
-                bytes[c / 128 * (64 * 128) + r % 64 * 128 + chunk * 16 + c % 16] = step as i8;
+            let zero = q.zeros[r] as i32 as u8; // steps fit, so their low bytes do
+            for (c, codes) in q.codes[r * q.k..(r + 1) * q.k].chunks(16).enumerate() {
+                let to = c / 8 * (64 * 128) + r % 64 * 128 + ((c % 8) ^ (r % 8)) * 16;
+                for (to, code) in bytes[to..to + 16].iter_mut().zip(codes) {
+                    *to = code.wrapping_sub(zero) as i8;
+                }
             }
         }
     });
@@ -373,8 +376,9 @@ fn group_sums(q: &QuantWeight) -> Vec<i32> {
     let groups = q.groups();
     let mut sums = vec![0; q.n * groups];
     sums.par_chunks_mut(groups).enumerate().for_each(|(r, sums)| {
-        for (c, step) in row_steps(q, r).enumerate() {
-            sums[c / q.group_size] += step;
+        let codes = q.codes[r * q.k..(r + 1) * q.k].chunks(q.group_size);
+        for ((sum, codes), zero) in sums.iter_mut().zip(codes).zip(&q.zeros[r * groups..]) {
+            *sum = codes.iter().map(|&code| i32::from(code)).sum::<i32>() - *zero as i32 * codes.len() as i32;
         }
     });
     sums
