@@ -34,19 +34,24 @@ struct Layer {
 }
 
 impl Layer {
+    const DENSE: Layer = Layer::plain(DummyScheme::Bf16, Unit::Float16);
+
+    const fn plain(scheme: DummyScheme, unit: Unit) -> Layer {
+        Layer { scheme, unit, epilogue: Epilogue::NONE, codes: DType::I8, outliers: false }
+    }
+
     fn of(op: Op) -> Option<Layer> {
-        let plain = |scheme, unit| Layer { scheme, unit, epilogue: Epilogue::NONE, codes: DType::I8, outliers: false };
-        let w8a8 = plain(DummyScheme::Int8(8, 0), Unit::Int8);
+        let w8a8 = Layer::plain(DummyScheme::Int8(8, 0), Unit::Int8);
         let swiglu = Epilogue { activation: Activation::SwiGlu, output: Output::Static { scale: 0.05, zero_point: 0 } };
         Some(match op {
             Op::W8a8 => w8a8,
             Op::W8a8Swiglu => Layer { epilogue: swiglu, ..w8a8 },
             Op::W8a8U8 => Layer { codes: DType::U8, ..w8a8 },
             Op::LlmInt8 => Layer { outliers: true, ..w8a8 },
-            Op::W4a8 => plain(DummyScheme::Int8(4, 128), Unit::Int8),
-            Op::W4a16 => plain(DummyScheme::WeightOnly(4, 128), Unit::Float16),
-            Op::W8a16 => plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
-            Op::Dense => plain(DummyScheme::Bf16, Unit::Float16),
+            Op::W4a8 => Layer::plain(DummyScheme::Int8(4, 128), Unit::Int8),
+            Op::W4a16 => Layer::plain(DummyScheme::WeightOnly(4, 128), Unit::Float16),
+            Op::W8a16 => Layer::plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
+            Op::Dense => Layer::DENSE,
             _ => return None,
         })
     }
@@ -85,7 +90,7 @@ pub(super) fn check_memory(device: &Device, selection: &Selection) -> Result<()>
     if linear_ops(selection).next().is_none() {
         return Ok(());
     }
-    let rows = selection.rows.iter().copied().max().unwrap_or(0);
+    let rows = most(&selection.rows);
     let (free_bytes, _) = device.memory()?;
     for shape in &selection.shapes {
         let bytes = |weight: usize, out: usize| copies(weight) as u128 * (weight as u128 + rows as u128 * out as u128);
@@ -116,22 +121,21 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     }
     let ops: Vec<Op> = linear_ops(selection).collect();
     let rows = &selection.rows;
-    let most = rows.iter().copied().max().unwrap_or(0);
     let shapes: &[Shape] = if ops.is_empty() { &[] } else { &selection.shapes };
     for &shape in shapes {
-        let x = plain_input(&bench.device, shape.k, most)?;
+        let x = plain_input(&bench.device, shape.k, most(rows))?;
         let needs_int8 = ops.iter().filter_map(|&op| Layer::of(op)).any(|layer| layer.unit == Unit::Int8);
         let int8 = if needs_int8 { blas(bench, Unit::Int8, shape, &x, rows)? } else { vec![None; rows.len()] };
         let float16 = blas(bench, Unit::Float16, shape, &x, rows)?;
         for &op in &ops {
-            measure_op(bench, op, shape, rows, [&int8, &float16])?;
+            measure_op(bench, op, shape, &x, rows, [&int8, &float16])?;
         }
     }
     Ok(())
 }
 
-/// Measures one op on one shape; `blas` are cuBLASLt's times, in int8 and in 16 bit.
-fn measure_op(bench: &mut Bench, op: Op, shape: Shape, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
+/// Measures one op on one shape; `x` is the plain input, `blas` are cuBLASLt's times, in int8 and in 16 bit.
+fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
     let Some(layer) = Layer::of(op) else { return Ok(()) };
     let unit = layer.unit;
     let weights = weights(bench, &layer, shape)?;
@@ -140,8 +144,8 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, rows: &[usize], blas: [&S
     let times = match runs_blas {
         true => blas[1].clone(), // measured already
         false => {
-            let x = input(&bench.device, &layer, shape.k, rows.iter().copied().max().unwrap_or(0))?;
-            ours(bench, &weights, &x, rows)?
+            let own = own_input(&bench.device, &layer, shape.k, most(rows))?;
+            ours(bench, &weights, own.as_ref().unwrap_or(x), rows)?
         }
     };
     let x_bytes = match unit {
@@ -174,14 +178,14 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, rows: &[usize], blas: [&S
 fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) -> Result<Sweep> {
     let n = weights[0].outputs();
     let columns = Columns { offset: 0, stride: n };
-    let (device, most) = (bench.device.clone(), rows.iter().copied().max().unwrap_or(0));
+    let device = bench.device.clone();
     if weights[0].epilogue.output == Output::Floats {
         let mut outs = outputs(&device, device.activation_dtype(), weights.len(), n, rows)?;
         let mut time =
             |m| bench.time(weights.len(), |i| device.linear(&mut outs[i], columns, x, &weights[i], Write::Store, m));
         return rows.iter().map(|&m| time(m).map(Some)).collect();
     }
-    let mut outs = (0..weights.len()).map(|_| Act::new(&device, most, n)).collect::<Result<Vec<_>>>()?;
+    let mut outs = (0..weights.len()).map(|_| Act::new(&device, most(rows), n)).collect::<Result<Vec<_>>>()?;
     let mut time = |m| bench.time(weights.len(), |i| device.linear_codes(&mut outs[i], x, &weights[i], m));
     rows.iter().map(|&m| time(m).map(Some)).collect()
 }
@@ -190,10 +194,7 @@ fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) ->
 fn blas(bench: &mut Bench, unit: Unit, shape: Shape, x: &Act, rows: &[usize]) -> Result<Sweep> {
     let Shape { n, k } = shape;
     if unit == Unit::Float16 {
-        let weights = match Layer::of(Op::Dense) {
-            Some(dense) => weights(bench, &dense, shape)?,
-            None => Vec::new(),
-        };
+        let weights = weights(bench, &Layer::DENSE, shape)?;
         let is_blas = weights[0].kernel(1) == BLAS;
         return if is_blas { ours(bench, &weights, x, rows) } else { Ok(vec![None; rows.len()]) };
     }
@@ -243,8 +244,11 @@ fn to_dtype(weight: &mut LinearWeight, dtype: DType) {
 }
 
 fn outputs(device: &Device, dtype: DType, copies: usize, n: usize, rows: &[usize]) -> Result<Vec<Tensor>> {
-    let most = rows.iter().copied().max().unwrap_or(0);
-    (0..copies).map(|_| device.zeros(dtype, most * n)).collect()
+    (0..copies).map(|_| device.zeros(dtype, most(rows) * n)).collect()
+}
+
+fn most(rows: &[usize]) -> usize {
+    rows.iter().copied().max().unwrap_or(0)
 }
 
 const OUTLIERS: ActQuant = ActQuant::LlmInt8 { threshold: 6.0 };
@@ -262,8 +266,11 @@ fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
     })
 }
 
-/// As [`plain_input`], in the codes that `layer` takes, with outliers where it has them.
-fn input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Act> {
+/// The input of a layer that takes another than [`plain_input`]: uint8 codes, or outliers beside the codes.
+fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Option<Act>> {
+    if layer.codes == DType::I8 && !layer.outliers {
+        return Ok(None);
+    }
     let mut x = plain_input(device, k, m)?;
     if layer.codes != DType::I8 {
         x.codes = device.upload(random(layer.codes, m * k, 3))?;
@@ -274,7 +281,7 @@ fn input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Act> {
         let values = device.upload(HostData::from_f32(device.activation_dtype(), values))?;
         device.quantize(&mut x, &values, k, Emit { order: None, quant: OUTLIERS }, m)?;
     }
-    Ok(x)
+    Ok(Some(x))
 }
 
 /// Random elements: floats within 1.73 of 0, with a deviation of 1; any integer of 8 bits. Arithmetic on zeros draws
