@@ -9,18 +9,6 @@
 #include "common/tma.cuh"
 #include "gemm_w4a16/dequant.cuh"
 
-// Of one group, for the two rows a thread has of its warp's sixteen: g and g + 8.
-template <typename T>
-struct GroupParameters {
-  uint32_t scales, low_scales;  // rows g and g + 8
-  uint32_t zero_g, zero_g8;     // as ZeroPoint gives them
-
-  __device__ __forceinline__ float2 scale() const {
-    const float2 high = unpack2<T>(scales), low = unpack2<T>(low_scales);
-    return make_float2(high.x + low.x, high.y + low.y);
-  }
-};
-
 __device__ __forceinline__ uint32_t mul_16x2(f16, uint32_t a, uint32_t b) {
   uint32_t r;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
@@ -33,6 +21,84 @@ __device__ __forceinline__ uint32_t mul_16x2(bf16, uint32_t a, uint32_t b) {
 }
 __device__ __forceinline__ uint32_t fma_16x2(f16, uint32_t a, uint32_t b, uint32_t c) { return fma_f16x2(a, b, c); }
 __device__ __forceinline__ uint32_t fma_16x2(bf16, uint32_t a, uint32_t b, uint32_t c) { return fma_bf16x2(a, b, c); }
+
+// A word of two 16-bit floats 2^low and 2^high.
+__device__ constexpr uint32_t bf16_powers(int low, int high) {
+  return static_cast<uint32_t>(high + 127) << 23 | static_cast<uint32_t>(low + 127) << 7;
+}
+
+// Of one group, for the two rows a thread has of its warp's sixteen, g and g + 8 in the low and high half of a word.
+struct GroupParameters {
+  uint32_t scales, low_scales, zeros;
+
+  template <typename T>
+  __device__ __forceinline__ float2 scale(float unit) const {
+    const float2 high = unpack2<T>(scales), low = unpack2<T>(low_scales);
+    return make_float2((high.x + low.x) / unit, (high.y + low.y) / unit);
+  }
+};
+
+// Codes to T: fragments of `(code - zero) UNIT`, exactly.
+template <typename T, int BITS>
+struct Fragments;
+
+template <int BITS>
+struct Fragments<f16, BITS> {
+  static constexpr float UNIT = 1.0f;
+  uint32_t zero_g, zero_g8;
+
+  __device__ __forceinline__ explicit Fragments(const GroupParameters& p)
+      : zero_g(ZeroPoint<f16, BITS>::low(p.zeros & 0xffff)), zero_g8(ZeroPoint<f16, BITS>::high(p.zeros >> 16)) {}
+  template <int HALF>
+  __device__ __forceinline__ void make(const CodeTile<f16, BITS>& codes, uint32_t (&a)[4]) const {
+    codes.template fragment<HALF>(zero_g, zero_g8, a);
+  }
+};
+
+// The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133: the first normal numbers go
+// on in the same steps. So a mask alone makes a number of a code, wherever in its byte it lies, and one multiply-add
+// brings it to size and takes the zero point away.
+template <int BITS>
+struct Fragments<bf16, BITS> {
+  static constexpr int LEAST = -133, HIGH_SHIFT = BITS == 4 ? 4 : 0;  // row g + 8's codes lie so much higher
+  static constexpr int EXPONENT = -6;                                 // 2^-133 times the largest power there is
+  static constexpr float UNIT = 0x1p-6f;
+  // With the scale in the factor and a zero point that is a power of two, one rounding is all there is: the offset is
+  // exact. Fragments of `(code - zero) scale SCALED_UNIT`, which leaves room for scales up to 2^26.
+  static constexpr int SCALED_EXPONENT = -32;
+  static constexpr float SCALED_UNIT = 0x1p-32f;
+  uint32_t factor_g, factor_g8, offset_g, offset_g8;
+
+  static __device__ __forceinline__ uint32_t offsets(uint32_t zeros, int exponent) {
+    return mul_16x2(bf16(), zeros, bf16_powers(exponent - LEAST, exponent - LEAST) ^ 0x80008000);
+  }
+  static __device__ __forceinline__ Fragments scaled(const GroupParameters& p) {
+    constexpr int UP = SCALED_EXPONENT - LEAST;
+    return Fragments(mul_16x2(bf16(), p.scales, bf16_powers(UP, UP - HIGH_SHIFT)),
+                     mul_16x2(bf16(), p.scales, offsets(p.zeros, SCALED_EXPONENT)));
+  }
+  __device__ __forceinline__ Fragments(uint32_t factors, uint32_t offsets)
+      : factor_g(permute_bytes(factors, 0, 0x1010)),
+        factor_g8(permute_bytes(factors, 0, 0x3232)),
+        offset_g(permute_bytes(offsets, 0, 0x1010)),
+        offset_g8(permute_bytes(offsets, 0, 0x3232)) {}
+  __device__ __forceinline__ explicit Fragments(const GroupParameters& p)
+      : Fragments(bf16_powers(EXPONENT - LEAST, EXPONENT - LEAST - HIGH_SHIFT), offsets(p.zeros, EXPONENT)) {}
+
+  template <int HALF>
+  __device__ __forceinline__ void make(const CodeTile<bf16, BITS>& codes, uint32_t (&a)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t bits;
+      if constexpr (BITS == 4) {
+        bits = codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
+      } else {
+        bits = __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
+      }
+      a[i] = fma_bf16x2(bits, i % 2 == 0 ? factor_g : factor_g8, i % 2 == 0 ? offset_g : offset_g8);
+    }
+  }
+};
 
 template <typename T, int BITS>
 struct WeightBlock {
@@ -47,30 +113,29 @@ struct WeightBlock {
     parameters = block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 4;
   }
 
-  // All of this thread's codes: tile j holds columns 32 j to 32 j + 31, two steps of sixteen.
-  __device__ __forceinline__ void load(CodeTile<T, BITS> (&tiles)[4]) const {
-    const uint4* p = reinterpret_cast<const uint4*>(codes);
-#pragma unroll
-    for (int i = 0; i < BITS / 2; ++i) {
-      [[maybe_unused]] const uint4 v = p[i * 128];
-      if constexpr (BITS == 4) {
-        tiles[2 * i] = {{v.x, v.y}};
-        tiles[2 * i + 1] = {{v.z, v.w}};
-      } else {
-        tiles[i] = {{v.x, v.y, v.z, v.w}};
-      }
+  // This thread's codes: tile j holds columns 32 j to 32 j + 31, two steps of sixteen. They come in PARTS of 16 bytes.
+  static constexpr int PARTS = BITS / 2;
+  __device__ __forceinline__ void load(int part, CodeTile<T, BITS> (&tiles)[4]) const {
+    [[maybe_unused]] const uint4 v = reinterpret_cast<const uint4*>(codes)[part * 128];
+    if constexpr (BITS == 4) {
+      tiles[2 * part] = {{v.x, v.y}};
+      tiles[2 * part + 1] = {{v.z, v.w}};
+    } else {
+      tiles[part] = {{v.x, v.y, v.z, v.w}};
     }
   }
+  __device__ __forceinline__ void load(CodeTile<T, BITS> (&tiles)[4]) const {
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) load(part, tiles);
+  }
 
-  __device__ __forceinline__ GroupParameters<T> group(const GemmW4A16Sm90Args& args, uint32_t index) const {
+  __device__ __forceinline__ GroupParameters group(const GemmW4A16Sm90Args& args, uint32_t index) const {
     const uint8_t* p = parameters + index * (1 + args.low_scales + args.zeros) * 128;
-    GroupParameters<T> group;
+    GroupParameters group;
     group.scales = *reinterpret_cast<const uint32_t*>(p);
     group.low_scales = args.low_scales != 0 ? *reinterpret_cast<const uint32_t*>(p + 128) : 0;
-    uint32_t zeros = args.w_zero * 0x00010001u;
-    if (args.zeros != 0) zeros = *reinterpret_cast<const uint32_t*>(p + 128 + args.low_scales * 128);
-    group.zero_g = ZeroPoint<T, BITS>::low(zeros & 0xffff);
-    group.zero_g8 = ZeroPoint<T, BITS>::high(zeros >> 16);
+    group.zeros = args.w_zero * 0x00010001u;
+    if (args.zeros != 0) group.zeros = *reinterpret_cast<const uint32_t*>(p + 128 + args.low_scales * 128);
     return group;
   }
 };

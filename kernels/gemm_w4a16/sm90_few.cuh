@@ -91,7 +91,7 @@ struct GemmW4A16Few {
     for (int r = 0; r < SHARE; ++r) WeightBlock<T, BITS>(w + r * args.block_bytes).load(codes[r]);
 #pragma unroll
     for (int first = 0; first < 4; first += FLUSH) {
-      GroupParameters<T> parameters[SHARE];
+      GroupParameters parameters[SHARE];
 #pragma unroll
       for (int r = 0; r < SHARE; ++r) {
         parameters[r] = WeightBlock<T, BITS>(w + r * args.block_bytes).group(args, FLUSH == 4 ? 0 : first * args.groups / 4);
@@ -105,8 +105,9 @@ struct GemmW4A16Few {
 #pragma unroll
         for (int r = 0; r < SHARE; ++r) {
           uint32_t a[2][4];
-          codes[r][j].template fragment<0>(parameters[r].zero_g, parameters[r].zero_g8, a[0]);
-          codes[r][j].template fragment<1>(parameters[r].zero_g, parameters[r].zero_g8, a[1]);
+          const Fragments<T, BITS> fragments(parameters[r]);
+          fragments.template make<0>(codes[r][j], a[0]);
+          fragments.template make<1>(codes[r][j], a[1]);
 #pragma unroll
           for (int i = 0; i < EIGHTS; ++i) {
             mma_16bit<T>(sums[r][i], a[0], b[i][0], b[i][1]);
@@ -129,12 +130,13 @@ struct GemmW4A16Few {
     block.load(codes);
 #pragma unroll
     for (int first = 0; first < 4; first += FLUSH) {
-      const GroupParameters<T> parameters[1] = {block.group(args, FLUSH == 4 ? 0 : first * args.groups / 4)};
+      const GroupParameters parameters[1] = {block.group(args, FLUSH == 4 ? 0 : first * args.groups / 4)};
+      const Fragments<T, BITS> fragments(parameters[0]);
       uint32_t a[2 * FLUSH][4];
 #pragma unroll
       for (int i = 0; i < FLUSH; ++i) {
-        codes[first + i].template fragment<0>(parameters[0].zero_g, parameters[0].zero_g8, a[2 * i]);
-        codes[first + i].template fragment<1>(parameters[0].zero_g, parameters[0].zero_g8, a[2 * i + 1]);
+        fragments.template make<0>(codes[first + i], a[2 * i]);
+        fragments.template make<1>(codes[first + i], a[2 * i + 1]);
       }
       Sums sums;
       products_fence();
@@ -151,10 +153,10 @@ struct GemmW4A16Few {
   }
 
   static __device__ __forceinline__ void add_scaled(Sums& acc, const Sums& sums,
-                                                    const GroupParameters<T> (&parameters)[SHARE]) {
+                                                    const GroupParameters (&parameters)[SHARE]) {
 #pragma unroll
     for (int r = 0; r < SHARE; ++r) {
-      const float2 scale = parameters[r].scale();
+      const float2 scale = parameters[r].template scale<T>(Fragments<T, BITS>::UNIT);
 #pragma unroll
       for (int i = 0; i < EIGHTS; ++i) {
         acc[r][i][0] = fmaf(sums[r][i][0], scale.x, acc[r][i][0]);

@@ -8,6 +8,8 @@
 //           each at its own pace, so that one's epilogue runs beside the other's products.
 #pragma once
 
+#include <type_traits>
+
 #include "common/wgmma.cuh"
 #include "gemm_w4a16/sm90_block.cuh"
 
@@ -54,48 +56,90 @@ struct GemmW4A16Many {
     }
   }
 
-  template <bool LOW>
-  static __device__ __forceinline__ void scale_fragment(uint32_t (&a)[4], const GroupParameters<T>& p) {
-    const uint32_t g = __byte_perm(p.scales, 0, 0x1010), g8 = __byte_perm(p.scales, 0, 0x3232);
-    const uint32_t low_g = __byte_perm(p.low_scales, 0, 0x1010), low_g8 = __byte_perm(p.low_scales, 0, 0x3232);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t scale = i % 2 == 0 ? g : g8;
-      a[i] = LOW ? fma_16x2(T(), a[i], scale, mul_16x2(T(), a[i], i % 2 == 0 ? low_g : low_g8)) : mul_16x2(T(), a[i], scale);
-    }
-  }
+  // How fragments get their scale: in the making, afterwards, or afterwards from two parts.
+  enum Scaling { FUSED, ONE_PART, TWO_PARTS };
 
-  template <bool LOW>
+  template <Scaling SCALING>
+  struct Group {
+    GroupParameters parameters;
+    Fragments<T, BITS> fragments;
+
+    __device__ __forceinline__ explicit Group(const GroupParameters& p) : parameters(p), fragments(of(p)) {}
+    static __device__ __forceinline__ Fragments<T, BITS> of(const GroupParameters& p) {
+      if constexpr (SCALING == FUSED) {
+        return Fragments<T, BITS>::scaled(p);
+      } else {
+        return Fragments<T, BITS>(p);
+      }
+    }
+    template <int HALF>
+    __device__ __forceinline__ void make(const CodeTile<T, BITS>& codes, uint32_t (&a)[4]) const {
+      fragments.template make<HALF>(codes, a);
+      if constexpr (SCALING != FUSED) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t row = i % 2 == 0 ? 0x1010 : 0x3232;
+          const uint32_t scale = __byte_perm(parameters.scales, 0, row), low = __byte_perm(parameters.low_scales, 0, row);
+          a[i] = SCALING == TWO_PARTS ? fma_16x2(T(), a[i], scale, mul_16x2(T(), a[i], low)) : mul_16x2(T(), a[i], scale);
+        }
+      }
+    }
+  };
+
+  // The sums of a tile. STEPS: of sixteen columns for which a group's parameters hold, 8 where a block of w is in one.
+  template <Scaling SCALING, int STEPS>
   static __device__ __forceinline__ void accumulate(const GemmW4A16Sm90Args& args, Ring& ring, const uint8_t* shared,
                                                     float (&acc)[TOKENS / 2]) {
-    const uint32_t group = threadIdx.x / 128;
+    const uint32_t warpgroup = threadIdx.x / 128;
     uint32_t a[2][4];
     uint32_t previous = 0;
     for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance()) {
-      const WeightBlock<T, BITS> block(shared + ring.w_offset() + group * args.block_bytes);
+      const WeightBlock<T, BITS> block(shared + ring.w_offset() + warpgroup * args.block_bytes);
       const uint64_t x = matrix_descriptor(ring.x()), x64 = matrix_descriptor(ring.x() + Ring::BOX_BYTES);
       barrier_wait(ring.full(), ring.parity);
       CodeTile<T, BITS> codes[4];
-      block.load(codes);
 #pragma unroll
-      for (int step = 0; step < 8; ++step) {
-        const auto parameters = block.group(args, step / 2 * args.groups / 4);
-        if (step % 2 == 0) {
-          codes[step / 2].template fragment<0>(parameters.zero_g, parameters.zero_g8, a[0]);
-        } else {
-          codes[step / 2].template fragment<1>(parameters.zero_g, parameters.zero_g8, a[1]);
+      for (int first = 0; first < 8; first += STEPS) {
+        const Group<SCALING> group(block.group(args, STEPS == 8 ? 0 : first / 2 * args.groups / 4));
+#pragma unroll
+        for (int step = first; step < first + STEPS; ++step) {
+          if (step % (8 / block.PARTS) == 0) block.load(step / (8 / block.PARTS), codes);
+          if (step % 2 == 0) {
+            group.template make<0>(codes[step / 2], a[0]);
+          } else {
+            group.template make<1>(codes[step / 2], a[1]);
+          }
+          products_fence();
+          Product16Bit<T, TOKENS>::run(acc, a[step % 2], (step < 4 ? x : x64) + step % 4 * 2, k_block + step != 0);
+          products_commit();
+          products_wait<1>();
+          if (step == 0 && k_block != 0 && threadIdx.x % 32 == 0) barrier_arrive(previous);
         }
-        scale_fragment<LOW>(a[step % 2], parameters);
-        products_fence();
-        Product16Bit<T, TOKENS>::run(acc, a[step % 2], (step < 4 ? x : x64) + step % 4 * 2, k_block + step != 0);
-        products_commit();
-        products_wait<1>();
-        if (step == 0 && k_block != 0 && threadIdx.x % 32 == 0) barrier_arrive(previous);
       }
       previous = ring.empty();
     }
     products_wait<0>();
     if (threadIdx.x % 32 == 0) barrier_arrive(previous);
+  }
+
+  // The same by the way that fits the weights; what is left to multiply the sums by.
+  static __device__ __forceinline__ float accumulate(const GemmW4A16Sm90Args& args, Ring& ring, const uint8_t* shared,
+                                                     float (&acc)[TOKENS / 2]) {
+    if constexpr (std::is_same<T, bf16>::value) {
+      const bool exact_offset = args.zeros == 0 && (args.w_zero & (args.w_zero - 1)) == 0;
+      if (args.low_scales == 0 && args.groups == 1 && exact_offset) {
+        accumulate<FUSED, 8>(args, ring, shared, acc);
+        return 1 / Fragments<T, BITS>::SCALED_UNIT;
+      }
+    }
+    if (args.low_scales != 0) {
+      accumulate<TWO_PARTS, 2>(args, ring, shared, acc);
+    } else if (GROUPS == 2 && args.groups == 1) {
+      accumulate<ONE_PART, 8>(args, ring, shared, acc);
+    } else {
+      accumulate<ONE_PART, 2>(args, ring, shared, acc);
+    }
+    return 1 / Fragments<T, BITS>::UNIT;
   }
 
   static __device__ __forceinline__ void consume(const GemmW4A16Sm90Args& args, Ring ring, uint8_t* shared) {
@@ -106,17 +150,15 @@ struct GemmW4A16Many {
     wait_for_dependencies();
     for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
       float acc[TOKENS / 2];
-      if (args.low_scales != 0) {
-        accumulate<true>(args, ring, shared, acc);
-      } else {
-        accumulate<false>(args, ring, shared, acc);
-      }
+      const float unit = accumulate(args, ring, shared, acc);
       const uint2 tile = tiles.at(index);
 #pragma unroll
       for (int j = 0; j < TOKENS / 8; ++j) {
         const uint32_t token = tile.x * TOKENS + j * 8;
         if (token >= args.y.m) break;
-        const float sums[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
+        float sums[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[i] = acc[4 * j + i] * unit;
         write_16x8(writer, turn, token, tile.y * ROWS + warp * 16, sums);
       }
     }
