@@ -117,6 +117,8 @@ typedef struct GemmW4A16Sm90Args {
   uint32_t low_scales;  /* bool: a second part of each scale */
   uint32_t zeros;       /* bool: a zero point for each group; else w_zero everywhere */
   uint32_t w_zero;
+  uint32_t k;           /* a multiple of 8 */
+  const void* x_rows;   /* what the tensor map describes */
 } GemmW4A16Sm90Args;
 
 typedef struct Gemm16BitArgs {

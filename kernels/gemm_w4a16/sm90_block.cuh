@@ -22,19 +22,23 @@ __device__ __forceinline__ uint32_t mul_16x2(bf16, uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t fma_16x2(f16, uint32_t a, uint32_t b, uint32_t c) { return fma_f16x2(a, b, c); }
 __device__ __forceinline__ uint32_t fma_16x2(bf16, uint32_t a, uint32_t b, uint32_t c) { return fma_bf16x2(a, b, c); }
 
-// A word of two 16-bit floats 2^low and 2^high.
+// A word of two bf16 numbers: 2^low and 2^high; one half of `pair`, twice.
 __device__ constexpr uint32_t bf16_powers(int low, int high) {
   return static_cast<uint32_t>(high + 127) << 23 | static_cast<uint32_t>(low + 127) << 7;
 }
+__device__ __forceinline__ uint32_t twice_low(uint32_t pair) { return __byte_perm(pair, 0, 0x1010); }
+__device__ __forceinline__ uint32_t twice_high(uint32_t pair) { return __byte_perm(pair, 0, 0x3232); }
 
 // Of one group, for the two rows a thread has of its warp's sixteen, g and g + 8 in the low and high half of a word.
 struct GroupParameters {
   uint32_t scales, low_scales, zeros;
 
   template <typename T>
-  __device__ __forceinline__ float2 scale(float unit) const {
-    const float2 high = unpack2<T>(scales), low = unpack2<T>(low_scales);
-    return make_float2((high.x + low.x) / unit, (high.y + low.y) / unit);
+  __device__ __forceinline__ float2 scale(const GemmW4A16Sm90Args& args) const {
+    const float2 high = unpack2<T>(scales);
+    if (args.low_scales == 0) return high;
+    const float2 low = unpack2<T>(low_scales);
+    return make_float2(high.x + low.x, high.y + low.y);
   }
 };
 
@@ -72,18 +76,17 @@ struct Fragments<bf16, BITS> {
   static __device__ __forceinline__ uint32_t offsets(uint32_t zeros, int exponent) {
     return mul_16x2(bf16(), zeros, bf16_powers(exponent - LEAST, exponent - LEAST) ^ 0x80008000);
   }
+  __device__ __forceinline__ Fragments(uint32_t factor_g, uint32_t factor_g8, uint32_t offsets)
+      : factor_g(factor_g), factor_g8(factor_g8), offset_g(twice_low(offsets)), offset_g8(twice_high(offsets)) {}
+  __device__ __forceinline__ explicit Fragments(const GroupParameters& p)
+      : Fragments(bf16_powers(EXPONENT - LEAST, EXPONENT - LEAST),
+                  bf16_powers(EXPONENT - LEAST - HIGH_SHIFT, EXPONENT - LEAST - HIGH_SHIFT), offsets(p.zeros, EXPONENT)) {}
   static __device__ __forceinline__ Fragments scaled(const GroupParameters& p) {
     constexpr int UP = SCALED_EXPONENT - LEAST;
-    return Fragments(mul_16x2(bf16(), p.scales, bf16_powers(UP, UP - HIGH_SHIFT)),
+    const uint32_t factors = mul_16x2(bf16(), p.scales, bf16_powers(UP, UP - HIGH_SHIFT));
+    return Fragments(twice_low(factors), twice_high(factors),
                      mul_16x2(bf16(), p.scales, offsets(p.zeros, SCALED_EXPONENT)));
   }
-  __device__ __forceinline__ Fragments(uint32_t factors, uint32_t offsets)
-      : factor_g(permute_bytes(factors, 0, 0x1010)),
-        factor_g8(permute_bytes(factors, 0, 0x3232)),
-        offset_g(permute_bytes(offsets, 0, 0x1010)),
-        offset_g8(permute_bytes(offsets, 0, 0x3232)) {}
-  __device__ __forceinline__ explicit Fragments(const GroupParameters& p)
-      : Fragments(bf16_powers(EXPONENT - LEAST, EXPONENT - LEAST - HIGH_SHIFT), offsets(p.zeros, EXPONENT)) {}
 
   template <int HALF>
   __device__ __forceinline__ void make(const CodeTile<bf16, BITS>& codes, uint32_t (&a)[4]) const {
@@ -100,23 +103,34 @@ struct Fragments<bf16, BITS> {
   }
 };
 
+// From shared memory. Left to itself the compiler takes sixteen bytes in four loads, which get in each other's way.
+__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+// What one thread has of a block at a shared address.
 template <typename T, int BITS>
 struct WeightBlock {
   static constexpr uint32_t CODE_BYTES = 1024 * BITS;
+  static constexpr int PARTS = BITS / 2;  // of sixteen bytes of codes
 
-  const uint8_t* codes;       // at this thread's first sixteen bytes
-  const uint8_t* parameters;  // at this thread's rows of the first group
+  uint32_t codes;       // its first sixteen bytes
+  uint32_t parameters;  // its rows of the first group
 
-  __device__ __forceinline__ explicit WeightBlock(const uint8_t* block) {
-    const uint32_t thread = threadIdx.x % 128;
-    codes = block + thread * 16;
-    parameters = block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 4;
-  }
+  __device__ __forceinline__ explicit WeightBlock(uint32_t block)
+      : codes(block + threadIdx.x % 128 * 16),
+        parameters(block + CODE_BYTES + (threadIdx.x % 128 / 32 * 8 + threadIdx.x % 32 / 4) * 4) {}
 
-  // This thread's codes: tile j holds columns 32 j to 32 j + 31, two steps of sixteen. They come in PARTS of 16 bytes.
-  static constexpr int PARTS = BITS / 2;
+  // Tile j holds columns 32 j to 32 j + 31, two steps of sixteen.
   __device__ __forceinline__ void load(int part, CodeTile<T, BITS> (&tiles)[4]) const {
-    [[maybe_unused]] const uint4 v = reinterpret_cast<const uint4*>(codes)[part * 128];
+    const uint4 v = load_shared16(codes + part * 2048);
     if constexpr (BITS == 4) {
       tiles[2 * part] = {{v.x, v.y}};
       tiles[2 * part + 1] = {{v.z, v.w}};
@@ -130,12 +144,11 @@ struct WeightBlock {
   }
 
   __device__ __forceinline__ GroupParameters group(const GemmW4A16Sm90Args& args, uint32_t index) const {
-    const uint8_t* p = parameters + index * (1 + args.low_scales + args.zeros) * 128;
+    const uint32_t at = parameters + index * (1 + args.low_scales + args.zeros) * 128;
     GroupParameters group;
-    group.scales = *reinterpret_cast<const uint32_t*>(p);
-    group.low_scales = args.low_scales != 0 ? *reinterpret_cast<const uint32_t*>(p + 128) : 0;
-    group.zeros = args.w_zero * 0x00010001u;
-    if (args.zeros != 0) group.zeros = *reinterpret_cast<const uint32_t*>(p + 128 + args.low_scales * 128);
+    group.scales = load_shared4(at);
+    group.low_scales = args.low_scales != 0 ? load_shared4(at + 128) : 0;
+    group.zeros = args.zeros != 0 ? load_shared4(at + 128 + args.low_scales * 128) : args.w_zero * 0x00010001u;
     return group;
   }
 };
@@ -168,9 +181,8 @@ struct W4A16Ring {
   }
   __device__ __forceinline__ uint32_t full() const { return base + 8 * slot; }
   __device__ __forceinline__ uint32_t empty() const { return base + 8 * (MAX_STAGES + slot); }
-  __device__ __forceinline__ uint32_t x_offset() const { return HEAD_BYTES + slot * stage_bytes; }
-  __device__ __forceinline__ uint32_t x() const { return base + x_offset(); }
-  __device__ __forceinline__ uint32_t w_offset() const { return x_offset() + 2 * BOX_BYTES; }
+  __device__ __forceinline__ uint32_t x() const { return base + HEAD_BYTES + slot * stage_bytes; }
+  __device__ __forceinline__ uint32_t w() const { return x() + 2 * BOX_BYTES; }
   __device__ __forceinline__ void advance() {
     if (++slot == stages) slot = 0, parity ^= 1;
   }

@@ -9,6 +9,7 @@
 // Overlap:  weights are asked for before the kernel that makes x is through (programmatic dependent launch).
 #pragma once
 
+#include "common/async_copy.cuh"
 #include "common/mma.cuh"
 #include "common/wgmma.cuh"
 #include "gemm_w4a16/sm90_block.cuh"
@@ -35,19 +36,21 @@ struct GemmW4A16Few {
   struct Producer {
     const GemmW4A16Sm90Args& args;
     const uint8_t* w;
-    uint32_t blocks;
+    uint32_t blocks, end;
     uint64_t policy;
 
-    __device__ __forceinline__ Producer(const GemmW4A16Sm90Args& args, uint32_t tile)
+    __device__ __forceinline__ Producer(const GemmW4A16Sm90Args& args, uint32_t tile, uint32_t end)
         : args(args),
           w(args.w + static_cast<size_t>(tile) * GROUPS * args.k_blocks * args.block_bytes),
           blocks(min(static_cast<uint32_t>(GROUPS), args.row_blocks - tile * GROUPS)),
+          end(end),
           policy(gridDim.y == 1 ? L2_EVICT_FIRST : L2_EVICT_NORMAL) {}
 
-    __device__ __forceinline__ void copy_w(const Ring& at, uint32_t k_block) const {
-      barrier_expect(at.full(), blocks * args.block_bytes + 2 * Ring::BOX_BYTES);
+    // `x_bytes`: of x, which come by copies of their own to the same barrier.
+    __device__ __forceinline__ void copy_w(const Ring& at, uint32_t k_block, uint32_t x_bytes) const {
+      barrier_expect(at.full(), blocks * args.block_bytes + x_bytes);
       for (uint32_t i = 0; i < blocks; ++i) {
-        copy_bulk(at.base + at.w_offset() + i * args.block_bytes,
+        copy_bulk(at.w() + i * args.block_bytes,
                   w + (static_cast<size_t>(i) * args.k_blocks + k_block) * args.block_bytes, args.block_bytes, at.full(),
                   policy);
       }
@@ -57,35 +60,56 @@ struct GemmW4A16Few {
       copy_box(at.x(), args.x, k_block * 256, token, at.full(), L2_EVICT_LAST);
       copy_box(at.x() + Ring::BOX_BYTES, args.x, k_block * 256 + 128, token, at.full(), L2_EVICT_LAST);
     }
-    // The first stages, of which the weights do not wait for the kernels before.
-    __device__ __forceinline__ void fill(Ring ring, uint32_t begin, uint32_t end) const {
+    // Weights of the first stages, which do not wait for the kernels before.
+    __device__ __forceinline__ void fill_w(Ring ring, uint32_t begin) const {
       prefetch_map(args.x);
-      const Ring first = ring;
-      end = min(end, begin + ring.stages);
-      for (uint32_t i = begin; i < end; ++i, ring.advance()) copy_w(ring, i);
-      wait_for_dependencies();
-      ring = first;
-      for (uint32_t i = begin; i < end; ++i, ring.advance()) copy_x(ring, i);
+      for (uint32_t i = begin; i < min(end, begin + ring.stages); ++i, ring.advance()) {
+        copy_w(ring, i, BY_WARPGROUP ? 2 * Ring::BOX_BYTES : 0);
+      }
+    }
+    // Of x, the same stages.
+    __device__ __forceinline__ void fill_x(Ring ring, uint32_t begin) const {
+      for (uint32_t i = begin; i < min(end, begin + ring.stages); ++i, ring.advance()) copy_x(ring, i);
     }
     // The slot of `k_block` again, once all have left it.
     __device__ __forceinline__ void refill(const Ring& at, uint32_t k_block) const {
       barrier_wait(at.empty(), at.parity);
       if (elect_lane()) {
-        copy_w(at, k_block + at.stages);
+        copy_w(at, k_block + at.stages, 2 * Ring::BOX_BYTES);
         copy_x(at, k_block + at.stages);
       }
       __syncwarp();
     }
   };
 
+  // Tokens that there are of this block's tile.
+  static __device__ __forceinline__ uint32_t tokens_of(const GemmW4A16Sm90Args& args) {
+    return min(static_cast<uint32_t>(TOKENS), args.y.m - blockIdx.y * TOKENS);
+  }
+
+  // x of the first stages by all threads, sixteen of them a row of a stage, as its boxes would lie: a few rows come sooner
+  // this way than through the copy engine. What lies in rows that are not there never reaches an output.
+  static __device__ __forceinline__ void load_x(const GemmW4A16Sm90Args& args, const Ring& ring, uint32_t begin,
+                                                uint32_t end) {
+    const uint32_t chunk = threadIdx.x % 16, row = threadIdx.x / 16 % TOKENS;
+    if (row >= tokens_of(args)) return;
+    const T* x = static_cast<const T*>(args.x_rows) + static_cast<size_t>(blockIdx.y * TOKENS + row) * args.k;
+    const uint32_t to = ring.base + Ring::HEAD_BYTES + chunk / 8 * Ring::BOX_BYTES + row * 128 + ((chunk % 8 ^ row % 8) << 4);
+    const uint32_t count = min(ring.stages, end - begin);
+    for (uint32_t i = threadIdx.x / 16 / TOKENS; i < count; i += THREADS / 16 / TOKENS) {
+      const uint32_t column = (begin + i) * 128 + chunk * 8;
+      copy_async16(to + i * ring.stage_bytes, x + (column < args.k ? column : 0), column < args.k);
+    }
+  }
+
   // One stage by mma.sync: products of FLUSH parts of 32 columns (4 where a block of w is in one group, else 1), then
   // their scales.
   template <int FLUSH>
   static __device__ __forceinline__ void multiply_by_warp(const GemmW4A16Sm90Args& args, const Ring& at,
-                                                          const uint8_t* shared, Sums& acc) {
+                                                          Sums& acc) {
     const uint32_t lane = threadIdx.x % 32, row = lane % 8;
     const uint32_t x = at.x() + row * 128 + ((lane / 8 ^ row) << 4);
-    const uint8_t* w = shared + at.w_offset() + threadIdx.x / 128 * SHARE * args.block_bytes;
+    const uint32_t w = at.w() + threadIdx.x / 128 * SHARE * args.block_bytes;
     CodeTile<T, BITS> codes[SHARE][4];
 #pragma unroll
     for (int r = 0; r < SHARE; ++r) WeightBlock<T, BITS>(w + r * args.block_bytes).load(codes[r]);
@@ -96,7 +120,8 @@ struct GemmW4A16Few {
       for (int r = 0; r < SHARE; ++r) {
         parameters[r] = WeightBlock<T, BITS>(w + r * args.block_bytes).group(args, FLUSH == 4 ? 0 : first * args.groups / 4);
       }
-      Sums sums = {};
+      constexpr int CHAINS = SHARE * EIGHTS == 1 ? 2 : 1;  // products that do not wait for each other
+      Sums sums[CHAINS] = {};
 #pragma unroll
       for (int j = first; j < first + FLUSH; ++j) {
         uint32_t b[EIGHTS][4];
@@ -110,21 +135,25 @@ struct GemmW4A16Few {
           fragments.template make<1>(codes[r][j], a[1]);
 #pragma unroll
           for (int i = 0; i < EIGHTS; ++i) {
-            mma_16bit<T>(sums[r][i], a[0], b[i][0], b[i][1]);
-            mma_16bit<T>(sums[r][i], a[1], b[i][2], b[i][3]);
+            mma_16bit<T>(sums[0][r][i], a[0], b[i][0], b[i][1]);
+            mma_16bit<T>(sums[CHAINS - 1][r][i], a[1], b[i][2], b[i][3]);
           }
         }
       }
-      add_scaled(acc, sums, parameters);
+      if constexpr (CHAINS == 2) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[0][0][0][j] += sums[1][0][0][j];
+      }
+      add_scaled(args, acc, sums[0], parameters);
     }
   }
 
   // The same by wgmma.
   template <int FLUSH>
   static __device__ __forceinline__ void multiply_by_warpgroup(const GemmW4A16Sm90Args& args, const Ring& at,
-                                                               const uint8_t* shared, Sums& acc) {
+                                                               Sums& acc) {
     static_assert(SHARE == 1, "a warpgroup has 64 rows");
-    const WeightBlock<T, BITS> block(shared + at.w_offset() + threadIdx.x / 128 * args.block_bytes);
+    const WeightBlock<T, BITS> block(at.w() + threadIdx.x / 128 * args.block_bytes);
     const uint64_t x = matrix_descriptor(at.x()), x64 = matrix_descriptor(at.x() + Ring::BOX_BYTES);
     CodeTile<T, BITS> codes[4];
     block.load(codes);
@@ -148,15 +177,15 @@ struct GemmW4A16Few {
       }
       products_commit();
       products_wait<0>();
-      add_scaled(acc, sums, parameters);
+      add_scaled(args, acc, sums, parameters);
     }
   }
 
-  static __device__ __forceinline__ void add_scaled(Sums& acc, const Sums& sums,
+  static __device__ __forceinline__ void add_scaled(const GemmW4A16Sm90Args& args, Sums& acc, const Sums& sums,
                                                     const GroupParameters (&parameters)[SHARE]) {
 #pragma unroll
     for (int r = 0; r < SHARE; ++r) {
-      const float2 scale = parameters[r].template scale<T>(Fragments<T, BITS>::UNIT);
+      const float2 scale = parameters[r].template scale<T>(args);
 #pragma unroll
       for (int i = 0; i < EIGHTS; ++i) {
         acc[r][i][0] = fmaf(sums[r][i][0], scale.x, acc[r][i][0]);
@@ -169,16 +198,16 @@ struct GemmW4A16Few {
 
   // The sums of this block's part of k.
   template <int FLUSH>
-  static __device__ __forceinline__ void accumulate(const Producer& producer, Ring ring, const uint8_t* shared,
-                                                    uint32_t begin, uint32_t end, Sums& acc) {
+  static __device__ __forceinline__ void accumulate(const Producer& producer, Ring ring, uint32_t begin, Sums& acc) {
+    const uint32_t end = producer.end;
     const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     Ring previous = ring;
     for (uint32_t k_block = begin; k_block < end; ++k_block, ring.advance()) {
       barrier_wait(ring.full(), ring.parity);
       if constexpr (BY_WARPGROUP) {
-        multiply_by_warpgroup<FLUSH>(producer.args, ring, shared, acc);
+        multiply_by_warpgroup<FLUSH>(producer.args, ring, acc);
       } else {
-        multiply_by_warp<FLUSH>(producer.args, ring, shared, acc);
+        multiply_by_warp<FLUSH>(producer.args, ring, acc);
       }
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
@@ -188,36 +217,55 @@ struct GemmW4A16Few {
       }
       previous = ring;
     }
-  }
-
-  // A warp's sums, to where the block that adds them up expects those of block `rank`: the blocks take turns in the
-  // warps' sixteen rows.
-  static __device__ __forceinline__ void send(uint32_t exchange, uint32_t rank, uint32_t splits, const Sums& acc) {
 #pragma unroll
     for (int r = 0; r < SHARE; ++r) {
-      const uint32_t to = exchange + (sixteen(r) / splits * splits + rank) * SUM_BYTES + threadIdx.x % 32 * 16;
 #pragma unroll
       for (int i = 0; i < EIGHTS; ++i) {
-        const float4 v = make_float4(acc[r][i][0], acc[r][i][1], acc[r][i][2], acc[r][i][3]);
-        store_cluster_shared16(to + i * 512, sixteen(r) % splits, v);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) acc[r][i][j] *= 1 / Fragments<T, BITS>::UNIT;
       }
     }
   }
 
-  // Adds up the sums of this block's sixteens of rows, and writes them out.
-  static __device__ __forceinline__ void reduce(const LinearWriter& writer, const uint8_t* exchange, float* turn,
-                                                uint32_t tokens, uint32_t tile, uint32_t rank, uint32_t splits) {
-    const uint32_t sixteens = (SIXTEENS - rank + splits - 1) / splits, eights = (tokens + 7) / 8;
-    for (uint32_t item = threadIdx.x / 32; item < sixteens * eights; item += WARPS) {
-      const uint32_t mine = item / eights, eight = item % eights;
-      const uint8_t* from = exchange + mine * splits * SUM_BYTES + eight * 512 + threadIdx.x % 32 * 16;
-      float sums[4] = {};
-#pragma unroll 4
-      for (uint32_t i = 0; i < splits; ++i) {
-        const float4 v = *reinterpret_cast<const float4*>(from + i * SUM_BYTES);
-        sums[0] += v.x, sums[1] += v.y, sums[2] += v.z, sums[3] += v.w;
+  // Where a warp's sums go: the blocks take turns in adding up the warps' sixteen rows.
+  struct Turn {
+    uint32_t owner, place;
+    __device__ __forceinline__ Turn(int share, uint32_t splits) : owner(sixteen(share) % splits), place(sixteen(share) / splits) {}
+  };
+
+  static __device__ __forceinline__ void send(uint32_t exchange, uint32_t rank, uint32_t splits, const Sums& acc,
+                                              uint32_t eights) {
+#pragma unroll
+    for (int r = 0; r < SHARE; ++r) {
+      const Turn turn(r, splits);
+      const uint32_t to = exchange + (turn.place * splits + rank) * SUM_BYTES + threadIdx.x % 32 * 16;
+#pragma unroll
+      for (int i = 0; i < EIGHTS; ++i) {
+        const float4 v = make_float4(acc[r][i][0], acc[r][i][1], acc[r][i][2], acc[r][i][3]);
+        if (i < eights) store_cluster_shared16(to + i * 512, turn.owner, v);
       }
-      write_16x8(writer, turn, blockIdx.y * TOKENS + eight * 8, tile * ROWS + (mine * splits + rank) * 16, sums);
+    }
+  }
+
+  // Adds up the sums of this block's sixteens of rows, eight tokens at a time, and writes them out.
+  static __device__ __forceinline__ void reduce(const LinearWriter& writer, const uint8_t* exchange, float* turn,
+                                                uint32_t eights, uint32_t tile, uint32_t rank, uint32_t splits,
+                                                uint32_t per_block) {
+    uint32_t mine = threadIdx.x / 32, eight = 0;
+    while (true) {
+      while (mine >= per_block) mine -= per_block, ++eight;
+      if (eight >= eights) return;
+      if (mine * splits + rank < SIXTEENS) {
+        const uint8_t* from = exchange + mine * splits * SUM_BYTES + eight * 512 + threadIdx.x % 32 * 16;
+        float sums[4] = {};
+#pragma unroll 4
+        for (uint32_t i = 0; i < splits; ++i) {
+          const float4 v = *reinterpret_cast<const float4*>(from + i * SUM_BYTES);
+          sums[0] += v.x, sums[1] += v.y, sums[2] += v.z, sums[3] += v.w;
+        }
+        write_16x8(writer, turn, blockIdx.y * TOKENS + eight * 8, tile * ROWS + (mine * splits + rank) * 16, sums);
+      }
+      mine += WARPS;
     }
   }
 
@@ -226,45 +274,55 @@ struct GemmW4A16Few {
     const uint32_t base = shared_address(shared);
     const uint32_t splits = cluster_size(), rank = cluster_rank(), tile = blockIdx.x / splits;
     const uint32_t begin = args.k_blocks * rank / splits, end = args.k_blocks * (rank + 1) / splits;
+    const uint32_t per_block = (SIXTEENS + splits - 1) / splits;
     // A warp's place to turn its tile over, then what the other blocks send.
     const uint32_t turns = WARPS * TURN_BYTES;
-    const Ring ring(base, args.block_bytes,
-                    turns + (splits == 1 ? 0 : (SIXTEENS + splits - 1) / splits * splits * SUM_BYTES));
-    const Producer producer(args, tile);
+    const Ring ring(base, args.block_bytes, turns + (splits == 1 ? 0 : per_block * splits * SUM_BYTES));
+    const Producer producer(args, tile, end);
     if (threadIdx.x < 32) {
       if (elect_lane()) {
-        ring.init(WARPS);
         launch_dependents();
-        producer.fill(ring, begin, end);
+        ring.init(WARPS);
+        producer.fill_w(ring, begin);
+        if constexpr (BY_WARPGROUP) {
+          wait_for_dependencies();
+          producer.fill_x(ring, begin);
+        }
       }
       __syncwarp();
     }
+    if constexpr (!BY_WARPGROUP) {
+      wait_for_dependencies();
+      load_x(args, ring, begin, end);
+      commit_copies();
+      wait_copies<0>();
+    }
     __syncthreads();
-    if (splits != 1) cluster_arrive();
+    if (splits != 1) cluster_arrive_relaxed();
     Sums acc = {};
     if (args.groups == 1) {
-      accumulate<4>(producer, ring, shared, begin, end, acc);
+      accumulate<4>(producer, ring, begin, acc);
     } else {
-      accumulate<1>(producer, ring, shared, begin, end, acc);
+      accumulate<1>(producer, ring, begin, acc);
     }
     wait_for_dependencies();
 
     const LinearWriter writer(args.y);
     float* turn = reinterpret_cast<float*>(shared + ring.end() + threadIdx.x / 32 * TURN_BYTES);
-    const uint32_t tokens = min(static_cast<uint32_t>(TOKENS), args.y.m - blockIdx.y * TOKENS);
+    const uint32_t eights = (tokens_of(args) + 7) / 8;
     if (splits == 1) {
 #pragma unroll
       for (int r = 0; r < SHARE; ++r) {
 #pragma unroll
         for (int i = 0; i < EIGHTS; ++i) {
-          if (i * 8 < tokens) write_16x8(writer, turn, blockIdx.y * TOKENS + i * 8, tile * ROWS + sixteen(r) * 16, acc[r][i]);
+          if (i < eights) write_16x8(writer, turn, blockIdx.y * TOKENS + i * 8, tile * ROWS + sixteen(r) * 16, acc[r][i]);
         }
       }
       return;
     }
     cluster_wait();  // the others have started
-    send(base + ring.end() + turns, rank, splits, acc);
+    send(base + ring.end() + turns, rank, splits, acc, eights);
     cluster_sync();
-    reduce(writer, shared + ring.end() + turns, turn, tokens, tile, rank, splits);
+    reduce(writer, shared + ring.end() + turns, turn, eights, tile, rank, splits, per_block);
   }
 };

@@ -46,7 +46,7 @@ struct GemmW4A16Many {
         barrier_wait(ring.empty(), ring.parity ^ 1);
         barrier_expect(ring.full(), blocks * args.block_bytes + 2 * Ring::BOX_BYTES);
         for (uint32_t i = 0; i < blocks; ++i) {
-          copy_bulk(ring.base + ring.w_offset() + i * args.block_bytes,
+          copy_bulk(ring.w() + i * args.block_bytes,
                     w + i * row_bytes + static_cast<size_t>(k_block) * args.block_bytes, args.block_bytes, ring.full(),
                     L2_EVICT_NORMAL);
         }
@@ -78,8 +78,8 @@ struct GemmW4A16Many {
       if constexpr (SCALING != FUSED) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t row = i % 2 == 0 ? 0x1010 : 0x3232;
-          const uint32_t scale = __byte_perm(parameters.scales, 0, row), low = __byte_perm(parameters.low_scales, 0, row);
+          const uint32_t scale = i % 2 == 0 ? twice_low(parameters.scales) : twice_high(parameters.scales);
+          const uint32_t low = i % 2 == 0 ? twice_low(parameters.low_scales) : twice_high(parameters.low_scales);
           a[i] = SCALING == TWO_PARTS ? fma_16x2(T(), a[i], scale, mul_16x2(T(), a[i], low)) : mul_16x2(T(), a[i], scale);
         }
       }
@@ -88,13 +88,13 @@ struct GemmW4A16Many {
 
   // The sums of a tile. STEPS: of sixteen columns for which a group's parameters hold, 8 where a block of w is in one.
   template <Scaling SCALING, int STEPS>
-  static __device__ __forceinline__ void accumulate(const GemmW4A16Sm90Args& args, Ring& ring, const uint8_t* shared,
+  static __device__ __forceinline__ void accumulate(const GemmW4A16Sm90Args& args, Ring& ring,
                                                     float (&acc)[TOKENS / 2]) {
     const uint32_t warpgroup = threadIdx.x / 128;
     uint32_t a[2][4];
     uint32_t previous = 0;
     for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance()) {
-      const WeightBlock<T, BITS> block(shared + ring.w_offset() + warpgroup * args.block_bytes);
+      const WeightBlock<T, BITS> block(ring.w() + warpgroup * args.block_bytes);
       const uint64_t x = matrix_descriptor(ring.x()), x64 = matrix_descriptor(ring.x() + Ring::BOX_BYTES);
       barrier_wait(ring.full(), ring.parity);
       CodeTile<T, BITS> codes[4];
@@ -123,21 +123,21 @@ struct GemmW4A16Many {
   }
 
   // The same by the way that fits the weights; what is left to multiply the sums by.
-  static __device__ __forceinline__ float accumulate(const GemmW4A16Sm90Args& args, Ring& ring, const uint8_t* shared,
+  static __device__ __forceinline__ float accumulate(const GemmW4A16Sm90Args& args, Ring& ring,
                                                      float (&acc)[TOKENS / 2]) {
     if constexpr (std::is_same<T, bf16>::value) {
       const bool exact_offset = args.zeros == 0 && (args.w_zero & (args.w_zero - 1)) == 0;
       if (args.low_scales == 0 && args.groups == 1 && exact_offset) {
-        accumulate<FUSED, 8>(args, ring, shared, acc);
+        accumulate<FUSED, 8>(args, ring, acc);
         return 1 / Fragments<T, BITS>::SCALED_UNIT;
       }
     }
     if (args.low_scales != 0) {
-      accumulate<TWO_PARTS, 2>(args, ring, shared, acc);
+      accumulate<TWO_PARTS, 2>(args, ring, acc);
     } else if (GROUPS == 2 && args.groups == 1) {
-      accumulate<ONE_PART, 8>(args, ring, shared, acc);
+      accumulate<ONE_PART, 8>(args, ring, acc);
     } else {
-      accumulate<ONE_PART, 2>(args, ring, shared, acc);
+      accumulate<ONE_PART, 2>(args, ring, acc);
     }
     return 1 / Fragments<T, BITS>::UNIT;
   }
@@ -150,7 +150,7 @@ struct GemmW4A16Many {
     wait_for_dependencies();
     for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
       float acc[TOKENS / 2];
-      const float unit = accumulate(args, ring, shared, acc);
+      const float unit = accumulate(args, ring, acc);
       const uint2 tile = tiles.at(index);
 #pragma unroll
       for (int j = 0; j < TOKENS / 8; ++j) {

@@ -26,21 +26,34 @@ const FEW: [Few; 8] = [
     Few { tokens: 128, groups: 2, share: 1, resident: 1 },
 ];
 
+/// Microseconds that a multiprocessor takes for a tile: for each block of k, and besides.
+struct Cost {
+    block_us: f64,
+    tile_us: f64,
+}
+
+impl Cost {
+    /// Of `tiles` of `k_blocks` blocks of k each, spread over `sms` multiprocessors.
+    fn of(&self, tiles: usize, k_blocks: f64, sms: usize) -> f64 {
+        tiles.div_ceil(sms) as f64 * (self.tile_us + k_blocks * self.block_us)
+    }
+}
+
 /// The same tile walked over by one block a multiprocessor.
 struct Many {
     tokens: usize,
     groups: usize,
-    /// Microseconds of a block of k.
-    block_us: f64,
+    cost: Cost,
 }
 
 #[rustfmt::skip]
-const MANY: [Many; 2] = [
-    Many { tokens: 128, groups: 4, block_us: 1.53 },
-    Many { tokens: 256, groups: 2, block_us: 1.36 },
+const MANY: [Many; 3] = [
+    Many { tokens: 128, groups: 2, cost: Cost { block_us: 0.72, tile_us: 2.7 } },
+    Many { tokens: 128, groups: 4, cost: Cost { block_us: 1.345, tile_us: 2.0 } },
+    Many { tokens: 256, groups: 2, cost: Cost { block_us: 1.32, tile_us: 5.6 } },
 ];
-/// Microseconds of a tile beside its blocks of k.
-const TILE_US: f64 = 3.0;
+/// Of the tile of 128 rows by 128 tokens with k split.
+const FEW_128: Cost = Cost { block_us: 0.83, tile_us: 5.0 };
 
 /// Splits of k that were of use: clusters of 5 and 7 leave too many multiprocessors of a processing cluster idle.
 const SPLITS: [usize; 6] = [8, 6, 4, 3, 2, 1];
@@ -69,31 +82,30 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
         let most = p.k.div_ceil(COLUMNS);
         SPLITS.into_iter().filter(|&splits| splits <= most).find(fits).unwrap_or(1)
     };
+    let k_blocks = p.k.div_ceil(COLUMNS);
     let blocks = |f: &Few| p.n.div_ceil(ROWS * f.groups) * split(f);
     match m {
         ..=16 => {
             let tokens = if m <= 8 { 8 } else { 16 };
             let wide = few(tokens, 4);
-            let f = if 5 * blocks(wide) >= 7 * sms { wide } else { few(tokens, 2) };
+            // Three blocks for two multiprocessors, or of up to eight tokens and little k one each: then the next layer's
+            // blocks fit beside them.
+            let beside = tokens == 8 && k_blocks <= 8 * split(wide) && 10 * blocks(wide) >= 9 * sms;
+            let f = if beside || 5 * blocks(wide) >= 7 * sms { wide } else { few(tokens, 2) };
             f.launch(p, shape, m, split(f))
         }
         17..=32 => few(32, 2).launch(p, shape, m, split(few(32, 2))),
         33..=64 => {
-            let (narrow, wide) = (few(64, 2), few(64, 4));
-            let cost = |f: &Few, block_us: f64| {
-                let rounds = blocks(f).div_ceil(sms);
-                rounds as f64 * (p.k.div_ceil(COLUMNS) as f64 / split(f) as f64 * block_us + TILE_US)
-            };
-            let f = if cost(narrow, 0.66) < cost(wide, 1.1) { narrow } else { wide };
+            let wide = few(64, 4);
+            let f = if 3 * blocks(wide) >= 2 * sms { wide } else { few(64, 2) };
             f.launch(p, shape, m, split(f))
         }
         _ => {
-            let (k_blocks, few) = (p.k.div_ceil(COLUMNS), few(128, 2));
+            let few = few(128, 2);
             let tiles = p.n.div_ceil(2 * ROWS) * m.div_ceil(128);
-            let few_us =
-                tiles.div_ceil(sms).max(1) as f64 * (k_blocks as f64 / split(few) as f64 * FEW_128_US + TILE_US);
-            let many = MANY.iter().min_by(|a, b| a.cost(p, m).total_cmp(&b.cost(p, m))).expect("a family has tiles");
-            if few_us < many.cost(p, m) { few.launch(p, shape, m, split(few)) } else { many.launch(p, shape, m) }
+            let few_us = FEW_128.of(tiles * split(few), k_blocks as f64 / split(few) as f64, sms);
+            let many = MANY.iter().min_by(|a, b| a.us(p, m).total_cmp(&b.us(p, m))).expect("a family has tiles");
+            if few_us < many.us(p, m) { few.launch(p, shape, m, split(few)) } else { many.launch(p, shape, m) }
         }
     }
 }
@@ -111,9 +123,6 @@ pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launc
     let fits = |&splits: &usize| splits <= most && 2 * tiles * splits <= 3 * p.sm_count as usize;
     few.launch(p, shape, m, SPLITS.into_iter().find(fits).unwrap_or(1))
 }
-
-/// Microseconds of a block of k in the tile of 128 rows by 128 tokens.
-const FEW_128_US: f64 = 0.9;
 
 impl Few {
     fn launch(&self, p: &Problem, shape: BlockShape, m: usize, splits: usize) -> Launch {
@@ -141,9 +150,8 @@ impl Many {
         m.div_ceil(self.tokens) * p.n.div_ceil(self.groups * ROWS)
     }
 
-    fn cost(&self, p: &Problem, m: usize) -> f64 {
-        let rounds = self.tiles(p, m).div_ceil(p.sm_count as usize);
-        rounds as f64 * (TILE_US + p.k.div_ceil(COLUMNS) as f64 * self.block_us)
+    fn us(&self, p: &Problem, m: usize) -> f64 {
+        self.cost.of(self.tiles(p, m), p.k.div_ceil(COLUMNS) as f64, p.sm_count as usize)
     }
 
     fn launch(&self, p: &Problem, shape: BlockShape, m: usize) -> Launch {
@@ -247,14 +255,20 @@ mod tests {
     #[test]
     fn choices_are_the_measured_ones() {
         let config = |n, k, m| w4a16(&problem(n, k, SHAPE), SHAPE, m).config;
-        assert_eq!(config(4096, 4096, 1), "w4 128x8 split 6");
+        assert_eq!(config(4096, 4096, 1), "w4 256x8 split 8");
+        assert_eq!(config(4096, 14336, 1), "w4 128x8 split 6");
         assert_eq!(config(6144, 4096, 8), "w4 256x8 split 8");
         assert_eq!(config(28672, 4096, 16), "w4 256x16 split 2");
         assert_eq!(config(4096, 14336, 16), "w4 128x16 split 6");
         assert_eq!(config(57344, 8192, 1), "w4 256x8 split 1");
         assert_eq!(config(8192, 8192, 32), "w4 128x32 split 3");
-        assert_eq!(config(8192, 8192, 64), "w4 128x64 split 2");
+        assert_eq!(config(8192, 8192, 64), "w4 256x64 split 3");
         assert_eq!(config(57344, 8192, 64), "w4 256x64 split 1");
-        assert_eq!(config(8192, 8192, 512), "w4 128x256");
+        assert_eq!(config(6144, 4096, 128), "w4 128x128 split 2");
+        assert_eq!(config(4096, 14336, 256), "w4 128x128 split 2");
+        assert_eq!(config(28672, 4096, 128), "w4 256x128");
+        assert_eq!(config(4096, 4096, 512), "w4 128x128");
+        assert_eq!(config(8192, 8192, 512), "w4 256x128");
+        assert_eq!(config(8192, 28672, 1024), "w4 128x256");
     }
 }

@@ -164,6 +164,8 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                     low_scales: shape.low_scales.into(),
                     zeros: shape.zeros.into(),
                     w_zero: w.zero,
+                    k,
+                    x_rows: input.ptr(),
                 };
                 start(device, &launch, &args)
             }
