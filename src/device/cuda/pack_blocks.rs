@@ -11,6 +11,10 @@ use crate::quant::QuantWeight;
 pub(super) const ROWS: usize = 64;
 pub(super) const COLUMNS: usize = 128;
 
+/// Sizes of scales that the kernels may multiply into bf16 weights while making them of codes, which takes 2^-32 off
+/// (kernels/gemm_w4a16/sm90_block.cuh); scales beyond take the way of those in two parts.
+const FUSED_SCALES: std::ops::Range<f32> = 1.0 / (1u64 << 60) as f32..(1u64 << 26) as f32;
+
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BlockShape {
@@ -18,7 +22,7 @@ pub(super) struct BlockShape {
     pub(super) bits: usize,
     /// Groups, of equally many columns: 1, 2 or 4.
     pub(super) groups: usize,
-    /// Scales are the sum of two 16-bit floats; else one is enough.
+    /// Scales are the sum of two 16-bit floats; else one is enough, and of a usual size.
     pub(super) low_scales: bool,
     /// Groups have zero points of their own.
     pub(super) zeros: bool,
@@ -53,7 +57,10 @@ impl BlockShape {
         Some(BlockShape {
             bits: if q.bits <= 4 { 4 } else { 8 },
             groups,
-            low_scales: q.scales.par_iter().any(|&scale| widen(split(scale, dtype).1, dtype) != 0.0),
+            low_scales: q.scales.par_iter().any(|&scale| {
+                let fuses = scale == 0.0 || FUSED_SCALES.contains(&scale.abs());
+                !fuses || widen(split(scale, dtype).1, dtype) != 0.0
+            }),
             zeros: q.zeros.iter().any(|&z| z != q.zeros[0]),
         })
     }
@@ -246,6 +253,8 @@ mod tests {
         let tiny = QuantWeight { scales: vec![3.3e-7; 64], ..worked() };
         assert_eq!(BlockShape::of(&tiny, DType::F16), None);
         assert!(BlockShape::of(&tiny, DType::BF16).is_some_and(|shape| shape.low_scales));
+        let huge = QuantWeight { scales: vec![(1u64 << 30) as f32; 64], ..worked() };
+        assert!(BlockShape::of(&huge, DType::BF16).is_some_and(|shape| shape.low_scales), "no room for 2^-32");
         let large = QuantWeight { scales: vec![8192.0; 64], ..worked() };
         assert_eq!(BlockShape::of(&large, DType::F16), None, "15 * 8192 is beyond f16");
     }
