@@ -65,7 +65,7 @@ typedef struct GemmW8A8Args {
 } GemmW8A8Args;
 
 typedef struct GemmW8A8Sm90Args {
-  TensorMap x;           /* [m, k], uint8 in kernels of that name; boxes of 128 columns and as many rows as the kernel's tile, 128-byte swizzle */
+  TensorMap x;           /* [m, k]; boxes of 128 columns and as many rows as the kernel's tile, 128-byte swizzle */
   LinearOut y;
   const int8_t* w;       /* [ceil(n / 64), ceil(k / 128), 64, 128] swizzled (docs/formats.md), code minus zero point */
   const float* x_scales; /* [m] */
@@ -74,6 +74,7 @@ typedef struct GemmW8A8Sm90Args {
   const int32_t* x_zeros; /* [m], zero points of x, added to x_zero; null: none */
   int32_t x_zero;        /* zero point of x, as it is read: of uint8 plus 128 */
   uint32_t k;            /* a multiple of 16 */
+  uint32_t x_unsigned;   /* 1: x is uint8, codes plus 128 */
 } GemmW8A8Sm90Args;
 
 typedef struct GemmW4A8Args {

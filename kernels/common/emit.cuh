@@ -11,6 +11,8 @@
 // with the divisions correctly rounded.
 #pragma once
 
+#include <type_traits>
+
 #include "abi.h"
 #include "common/dtype.cuh"
 #include "common/reduce.cuh"
@@ -94,16 +96,17 @@ class Outliers<void> {
 
 // What a row's scale depends on, gathered value by value.
 struct RowRange {
-  uint32_t amax_bits = 0;  // absolute values as bits order like the values, and what is not finite is above all that is
+  float amax = 0.0f;  // NaN once there was one
   float low = 0.0f, high = 0.0f;
   bool asymmetric;
 
   __device__ __forceinline__ explicit RowRange(const EmitArgs& out) : asymmetric(out.mode == LOWBIT_EMIT_ASYMMETRIC) {}
 
   __device__ __forceinline__ void see(float v) {
-    amax_bits = max(amax_bits, __float_as_uint(fabsf(v)));
-    if (asymmetric) low = fminf(low, v), high = fmaxf(high, v);
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(amax) : "f"(amax), "f"(fabsf(v)));
   }
+  // Where `asymmetric`, also.
+  __device__ __forceinline__ void see_sides(float v) { low = fminf(low, v), high = fmaxf(high, v); }
 };
 
 // Codes of one row.
@@ -112,7 +115,8 @@ class RowCoder {
   // All threads of the block together, each with the range of what it has seen: synchronizes. Writes the row's scale.
   __device__ __forceinline__ RowCoder(const EmitArgs& out, uint32_t row, RowRange range)
       : finite_(true), scale_(out.static_scale), lowest_(-128.0f), zero_(out.static_zero), coder_(1.0f, 0) {
-    const uint32_t amax_bits = block_reduce(range.amax_bits, 0u, Max());
+    // As bits absolute values order like the values, and what is not finite is above all that is.
+    const uint32_t amax_bits = block_reduce(__float_as_uint(range.amax), 0u, Max());
     finite_ = amax_bits < 0x7f800000u;
     if (out.mode == LOWBIT_EMIT_DYNAMIC || out.mode == LOWBIT_EMIT_OUTLIERS) {
       scale_ = __fdiv_rn(__uint_as_float(amax_bits), 127.0f);
@@ -132,6 +136,7 @@ class RowCoder {
     }
     coder_ = StaticCoder(scale_, zero_);
     ordinary_ = StaticCoder::takes(scale_);
+    reaches_all_ = lowest_ == -127.0f;
   }
 
   // In the low byte; the others hold anything.
@@ -144,6 +149,10 @@ class RowCoder {
   // Codes of columns c to c + 7; outliers have code 0 and are kept, unless the row as a whole is lost.
   template <typename T>
   __device__ __forceinline__ uint2 code8(const float (&v)[8], uint32_t flip, const Outliers<T>& outliers, uint32_t c) const {
+    if (std::is_void<T>::value && finite_ && ordinary_) {
+      const uint2 codes = reaches_all_ ? coder_.codes8<false>(v) : coder_.codes8<true>(v);
+      return make_uint2(codes.x ^ flip * 0x01010101u, codes.y ^ flip * 0x01010101u);
+    }
     uint32_t words[2] = {0, 0}, mask = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -165,6 +174,7 @@ class RowCoder {
 
  private:
   bool finite_, ordinary_;
+  bool reaches_all_;  // no value of the row is outside what codes reach
   float scale_, lowest_;
   int32_t zero_;
   StaticCoder coder_;  // as exact as quantize_code, where it works
@@ -187,6 +197,25 @@ struct HeldRow {
     }
   }
 
+  // Sum of squares of the row, the same bits for every number of threads: eight columns after each other, 32 such by a
+  // tree, and those together by another. All threads of the block together: synchronizes.
+  __device__ __forceinline__ float square_sum() const {
+    __shared__ float partial[CHUNKS * 32];
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum = fmaf(v[i][j], v[i][j], sum);
+      sum = warp_reduce(sum, Sum());
+      if (lane == 0) partial[(threadIdx.x + i * blockDim.x) / 32] = sum;
+    }
+    __syncthreads();
+    float sum = 0.0f;
+    for (uint32_t p = lane; p < CHUNKS * blockDim.x / 32; p += 32) sum += partial[p];
+    return warp_reduce(sum, Sum());
+  }
+
   template <typename T = void>
   __device__ __forceinline__ void emit_codes(const EmitArgs& out, uint32_t row) const {
     const Outliers<T> outliers(out, row);
@@ -194,6 +223,10 @@ struct HeldRow {
 #pragma unroll
     for (int i = 0; i < 8 * CHUNKS; ++i) {
       if (!outliers.has(v[i / 8][i % 8])) range.see(v[i / 8][i % 8]);
+    }
+    if (range.asymmetric) {
+#pragma unroll
+      for (int i = 0; i < 8 * CHUNKS; ++i) range.see_sides(v[i / 8][i % 8]);
     }
     const RowCoder coder(out, row, range);
     int8_t* codes = out.codes + static_cast<size_t>(row) * out.k;
@@ -240,7 +273,9 @@ __device__ void emit_codes(const EmitArgs& out, uint32_t row, const Row& values)
   const Outliers<T> outliers(out, row);
   RowRange range(out);
   const auto see = [&](float v) {
-    if (!outliers.has(v)) range.see(v);
+    if (outliers.has(v)) return;
+    range.see(v);
+    if (range.asymmetric) range.see_sides(v);
   };
   if (by_eight) {
     for (uint32_t c = 8 * threadIdx.x; c < k; c += 8 * blockDim.x) {

@@ -24,16 +24,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier that block `rank` of the cluster has at the same address.
-__device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}" ::"r"(barrier), "r"(rank) : "memory");
-}
-
 // Waits for the end of the phase of this parity: 0 for the first phase, then alternating. Orders what this block's
 // threads and the copy engine wrote; a wider scope would empty L1 each time.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
@@ -57,11 +47,20 @@ struct RingPosition {
   __device__ __forceinline__ void advance() {
     if (++slot == STAGES) slot = 0, parity ^= 1;
   }
+  __device__ __forceinline__ void advance(uint32_t slots) {
+    const uint32_t to = slot + slots;
+    slot = to % STAGES, parity ^= to / STAGES & 1;
+  }
 };
 
 // Synchronizes `threads` threads (whole warps) on hardware barrier `id`; 0 is __syncthreads's.
 __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Arrives there without waiting.
+__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // True in one lane of a converged warp. The compiler knows that it is one, and where the warp's values are the same in all

@@ -27,16 +27,6 @@ __device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, u
       : "memory");
 }
 
-// As copy_bulk, to the same place in every block of the cluster whose bit is set in `blocks`; each block's own barrier
-// at the same place counts the bytes.
-__device__ __forceinline__ void copy_bulk_multicast(uint32_t shared, const void* global, uint32_t bytes,
-                                                    uint32_t barrier, uint16_t blocks, uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1], "
-      "%2, [%3], %4, %5;" ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier), "h"(blocks), "l"(policy)
-      : "memory");
-}
-
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

@@ -142,9 +142,12 @@ class WarpRows {
 // What a tile's outputs need beside their scales.
 enum Terms {
   TERMS_NONE,
-  TERMS_AFFINE,  // zero points of x, a bias
-  TERMS_SWIGLU,  // the same, then pairs of blocks of eight columns that make one
+  TERMS_AFFINE,         // zero points of x, a bias
+  TERMS_SWIGLU,         // pairs of blocks of eight columns make one
+  TERMS_AFFINE_SWIGLU,  // both
 };
+__device__ constexpr bool is_affine(Terms terms) { return terms == TERMS_AFFINE || terms == TERMS_AFFINE_SWIGLU; }
+__device__ constexpr bool is_swiglu(Terms terms) { return terms == TERMS_SWIGLU || terms == TERMS_AFFINE_SWIGLU; }
 
 // The 16 x N outputs of a warp, from its sums as a product leaves them: sums[4 b + 2 h + i] is of row lane / 4 + 8 h and
 // column 8 b + 2 (lane % 4) + i.
@@ -158,7 +161,7 @@ struct WarpTile {
   int32_t x_zeros[2];
 
   template <Terms TERMS>
-  static constexpr int BLOCKS = TERMS == TERMS_SWIGLU ? N / 16 : N / 8;  // of eight outputs
+  static constexpr int BLOCKS = is_swiglu(TERMS) ? N / 16 : N / 8;  // of eight outputs
 
   static __device__ __forceinline__ uint32_t lane_row() { return threadIdx.x % 32 / 4; }
   static __device__ __forceinline__ uint32_t lane_col() { return threadIdx.x % 4 * 2; }
@@ -169,7 +172,7 @@ struct WarpTile {
     const uint32_t c = 8 * b + lane_col();
     const int32_t s0 = sums[4 * b + 2 * half], s1 = sums[4 * b + 2 * half + 1];
     const float2 scale = columns.scale(c);
-    const int2 w_sum = TERMS == TERMS_NONE ? make_int2(0, 0) : columns.w_sum(c);
+    const int2 w_sum = is_affine(TERMS) ? columns.w_sum(c) : make_int2(0, 0);
     const int32_t zero = x_zeros[half];
     return make_float2(dequantize_w8a8(s0, zero * w_sum.x, x_scales[half], scale.x),
                        dequantize_w8a8(s1, zero * w_sum.y, x_scales[half], scale.y));
@@ -178,7 +181,7 @@ struct WarpTile {
   template <Terms TERMS>
   __device__ __forceinline__ float2 biased(int half, int b, const int32_t (&sums)[N / 2]) const {
     float2 y = scaled<TERMS>(half, b, sums);
-    if (TERMS != TERMS_NONE && args.y.bias != nullptr) {
+    if (is_affine(TERMS) && args.y.bias != nullptr) {
       const float2 bias = columns.bias(8 * b + lane_col());
       y.x = __fadd_rn(y.x, bias.x), y.y = __fadd_rn(y.y, bias.y);
     }
@@ -188,7 +191,7 @@ struct WarpTile {
   // Outputs 8 b + lane_col() and the next.
   template <Terms TERMS>
   __device__ __forceinline__ float2 output(int half, int b, const int32_t (&sums)[N / 2]) const {
-    if (TERMS == TERMS_SWIGLU) {
+    if (is_swiglu(TERMS)) {
       const float2 gate = biased<TERMS>(half, 2 * b, sums), up = biased<TERMS>(half, 2 * b + 1, sums);
       return make_float2(swiglu(gate.x, up.x), swiglu(gate.y, up.y));
     }
@@ -196,7 +199,7 @@ struct WarpTile {
   }
 
   template <Terms TERMS>
-  __device__ __forceinline__ uint32_t first_output() const { return TERMS == TERMS_SWIGLU ? col / 2 : col; }
+  __device__ __forceinline__ uint32_t first_output() const { return is_swiglu(TERMS) ? col / 2 : col; }
 
   // 16-bit floats, all columns inside y, rows on 16 bytes. T void: f16 or bf16 as the mode says, one code for both.
   template <typename T, Terms TERMS>
@@ -363,8 +366,14 @@ struct WarpTile {
       }
     }
     if (whole && y.activation == LOWBIT_ACTIVATION_SWIGLU) {
-      if (y.mode == LOWBIT_OUT_F16 || y.mode == LOWBIT_OUT_BF16) return store_16bit<void, TERMS_SWIGLU>(rows, sums);
-      if (y.mode == LOWBIT_OUT_STATIC) return store_codes<TERMS_SWIGLU>(rows, sums);
+      if (y.mode == LOWBIT_OUT_F16 || y.mode == LOWBIT_OUT_BF16) {
+        if (has_terms) return store_16bit<void, TERMS_AFFINE_SWIGLU>(rows, sums);
+        return store_16bit<void, TERMS_SWIGLU>(rows, sums);
+      }
+      if (y.mode == LOWBIT_OUT_STATIC) {
+        if (has_terms) return store_codes<TERMS_AFFINE_SWIGLU>(rows, sums);
+        return store_codes<TERMS_SWIGLU>(rows, sums);
+      }
     }
     store_any(rows, sums);
   }

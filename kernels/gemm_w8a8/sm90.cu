@@ -10,28 +10,21 @@
 #include "gemm_w8a8/sm90_many.cuh"
 
 // The configurations; src/device/cuda/choose_sm90.rs has the same table (a test compares them) and the choice.
-#define GEMM_W8A8_MANY_OF(NAME, X, BN, CLUSTER, STAGES)                                                     \
-  extern "C" __global__ void __launch_bounds__((GemmW8A8Many<X, BN, CLUSTER, STAGES>::THREADS), 1)          \
-      NAME##_many_##BN##x##STAGES##_##CLUSTER(const __grid_constant__ GemmW8A8Sm90Args args) {              \
-    GemmW8A8Many<X, BN, CLUSTER, STAGES>::run(args);                                                        \
+#define GEMM_W8A8_MANY(BN, STAGES, TURNS)                                                        \
+  extern "C" __global__ void __launch_bounds__((GemmW8A8Many<BN, STAGES, TURNS != 0>::THREADS), 1) \
+      gemm_w8a8_many_##BN##x##STAGES##_##TURNS(const __grid_constant__ GemmW8A8Sm90Args args) {  \
+    GemmW8A8Many<BN, STAGES, TURNS != 0>::run(args);                                             \
   }
-#define GEMM_W8A8_FEW_OF(NAME, X, TOKENS, GROUPS, STAGES, RESIDENT)                                         \
-  extern "C" __global__ void __launch_bounds__((GemmW8A8Few<X, TOKENS, GROUPS, STAGES>::THREADS), RESIDENT) \
-      NAME##_few_##TOKENS##x##GROUPS##x##STAGES(const __grid_constant__ GemmW8A8Sm90Args args) {            \
-    GemmW8A8Few<X, TOKENS, GROUPS, STAGES>::run(args);                                                      \
+#define GEMM_W8A8_FEW(TOKENS, GROUPS, STAGES, RESIDENT)                                                 \
+  extern "C" __global__ void __launch_bounds__((GemmW8A8Few<TOKENS, GROUPS, STAGES>::THREADS), RESIDENT) \
+      gemm_w8a8_few_##TOKENS##x##GROUPS##x##STAGES(const __grid_constant__ GemmW8A8Sm90Args args) {      \
+    GemmW8A8Few<TOKENS, GROUPS, STAGES>::run(args);                                                     \
   }
-#define GEMM_W8A8_MANY(...) GEMM_W8A8_MANY_OF(gemm_w8a8, int8_t, __VA_ARGS__)
-#define GEMM_W8A8_FEW(...) GEMM_W8A8_FEW_OF(gemm_w8a8, int8_t, __VA_ARGS__)
-// uint8 x, in fewer configurations.
-#define GEMM_W8A8_MANY_U8(...) GEMM_W8A8_MANY_OF(gemm_w8a8_u8, uint8_t, __VA_ARGS__)
-#define GEMM_W8A8_FEW_U8(...) GEMM_W8A8_FEW_OF(gemm_w8a8_u8, uint8_t, __VA_ARGS__)
 
-GEMM_W8A8_MANY(64, 1, 8)
-GEMM_W8A8_MANY(128, 1, 6)
-GEMM_W8A8_MANY(128, 2, 6)
-GEMM_W8A8_MANY(192, 1, 5)
-GEMM_W8A8_MANY(256, 1, 4)
-GEMM_W8A8_MANY(256, 2, 4)
+GEMM_W8A8_MANY(64, 8, 0)
+GEMM_W8A8_MANY(128, 6, 1)
+GEMM_W8A8_MANY(192, 5, 0)
+GEMM_W8A8_MANY(256, 4, 0)
 GEMM_W8A8_FEW(8, 1, 8, 2)
 GEMM_W8A8_FEW(8, 2, 6, 2)
 GEMM_W8A8_FEW(16, 1, 8, 2)
@@ -44,7 +37,3 @@ GEMM_W8A8_FEW(64, 2, 9, 1)
 GEMM_W8A8_FEW(128, 1, 9, 1)
 GEMM_W8A8_FEW(128, 2, 3, 2)
 GEMM_W8A8_FEW(128, 2, 7, 1)
-GEMM_W8A8_MANY_U8(128, 2, 6)
-GEMM_W8A8_MANY_U8(256, 2, 4)
-GEMM_W8A8_FEW_U8(16, 2, 6, 2)
-GEMM_W8A8_FEW_U8(128, 2, 3, 2)

@@ -10,8 +10,7 @@
 #include "common/wgmma.cuh"
 #include "gemm_w8a8/epilogue_sm90.cuh"
 
-// X: int8_t or uint8_t.
-template <typename X, int TOKENS, int GROUPS, int STAGES>
+template <int TOKENS, int GROUPS, int STAGES>
 struct GemmW8A8Few {
   static constexpr int THREADS = 128 * GROUPS + 32;
   static constexpr uint32_t ROWS = 64 * GROUPS;
@@ -21,6 +20,9 @@ struct GemmW8A8Few {
   static constexpr uint32_t EIGHTS = ROWS / 8;
   static constexpr uint32_t STRIDE = ROWS + 4;  // words between tokens of the sums in shared memory: no bank conflicts
   static constexpr uint32_t SHARED_BYTES = 1024 + STAGES * STAGE_BYTES;
+  // Products of a slice are waited for only once those of the next are under way, which keeps one warpgroup busy where its
+  // tile is large. The slot it holds back meanwhile is a slice less under way, which small tiles and short rings feel.
+  static constexpr bool LAG = TOKENS >= 64 && TOKENS * GROUPS <= 128 && STAGES >= 6;
   static_assert(STRIDE * TOKENS * 4 <= STAGES * STAGE_BYTES, "the sums take the place of the ring");
 
   static __device__ __forceinline__ uint32_t full(uint32_t base, uint32_t slot) { return base + 8 * slot; }
@@ -69,11 +71,12 @@ struct GemmW8A8Few {
     }
   };
 
-  static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t begin,
-                                                 uint32_t end) {
-    const uint32_t group = threadIdx.x / 128, lane = threadIdx.x % 32;
+  // Adds the products of slices `begin` to `end` to `sums`. X: int8_t or uint8_t, what x is.
+  template <typename X>
+  static __device__ __forceinline__ void multiply(int32_t (&sums)[TOKENS / 2], uint32_t base, uint32_t begin, uint32_t end) {
+    const uint32_t group = threadIdx.x / 128;
     RingPosition<STAGES> at;
-    int32_t sums[TOKENS / 2] = {};
+    uint32_t previous = 0;
     for (uint32_t slice = begin; slice < end; ++slice) {
       const uint32_t shared = stage(base, at.slot);
       const uint64_t w = matrix_descriptor(shared + group * BLOCK_BYTES), x = matrix_descriptor(shared + W_BYTES);
@@ -82,9 +85,27 @@ struct GemmW8A8Few {
 #pragma unroll
       for (int step = 0; step < 4; ++step) Product8Bit<int8_t, X, TOKENS>::run(sums, w + 2 * step, x + 2 * step, true);
       products_commit();
-      products_wait<0>();  // not later: a slot that waits for the next slice is a slice less under way
-      if (threadIdx.x % 128 == 0) barrier_arrive(empty(base, at.slot));
+      if (LAG) {
+        products_wait<1>();
+        if (slice != begin && threadIdx.x % 128 == 0) barrier_arrive(empty(base, previous));
+        previous = at.slot;
+      } else {
+        products_wait<0>();
+        if (threadIdx.x % 128 == 0) barrier_arrive(empty(base, at.slot));
+      }
       at.advance();
+    }
+    if (LAG) products_wait<0>();
+  }
+
+  static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t begin,
+                                                 uint32_t end) {
+    const uint32_t group = threadIdx.x / 128, lane = threadIdx.x % 32;
+    int32_t sums[TOKENS / 2] = {};
+    if (args.x_unsigned) {
+      multiply<uint8_t>(sums, base, begin, end);
+    } else {
+      multiply<int8_t>(sums, base, begin, end);
     }
     named_barrier(1, 128 * GROUPS);  // all have read the ring, which now takes the sums
 

@@ -1,9 +1,9 @@
 // W8A8 for many rows on sm_90a: tiles of 128 rows of x by BN rows of w.
 //
-// Blocks:   one per multiprocessor, in clusters of CLUSTER along m, each walking over tiles; the blocks of a cluster have
-//           the same rows of w, of which each copies a part into all of them.
-// Threads:  two warpgroups of 64 x BN sums each, then one whose first lane feeds the copy engine and which leaves its
-//           registers to the others.
+// Blocks:   one per multiprocessor, each walking over tiles.
+// Threads:  two warpgroups that multiply, then one whose first lane feeds the copy engine and which leaves its registers
+//           to the others. The two have 64 x BN sums of a tile each, or with TURNS all of every other tile: what one does
+//           with its sums then falls beside the other's products.
 // Shared:   a ring of STAGES slices of 128 bytes of k: x as the engine's 128-byte swizzle leaves it, w as it is stored.
 #pragma once
 
@@ -11,25 +11,23 @@
 #include "common/wgmma.cuh"
 #include "gemm_w8a8/epilogue_sm90.cuh"
 
-// X: int8_t or uint8_t.
-template <typename X, int BN, int CLUSTER, int STAGES>
+template <int BN, int STAGES, bool TURNS>
 struct GemmW8A8Many {
   static constexpr int BM = 128;
   static constexpr int GROUPS = 2;  // consumer warpgroups
   static constexpr int THREADS = 128 * (GROUPS + 1);
+  static constexpr int HALVES = TURNS ? 2 : 1;  // times 64 rows of x for a warpgroup
   static constexpr uint32_t X_BYTES = BM * 128;
   static constexpr uint32_t BLOCK_BYTES = 64 * 128;  // of w: 64 rows of a slice, contiguous in memory
   static constexpr uint32_t STAGE_BYTES = X_BYTES + BN * 128;
   static constexpr uint32_t W_BLOCKS = BN / 64;
-  static constexpr uint32_t BAND = 16 / CLUSTER;  // tiles of a column that run together
+  static constexpr uint32_t BAND = 16;  // tiles of a column that run together
   static constexpr uint32_t EPILOGUE_BYTES = TileColumns<BN>::BYTES + 4 * WarpRows::BYTES;  // of a warpgroup
   static constexpr uint32_t SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * EPILOGUE_BYTES;
-  static_assert(W_BLOCKS % CLUSTER == 0, "the blocks of a cluster copy equal parts of w");
 
   struct Tiles {
-    uint32_t down, across;  // clusters' tiles
-    __device__ explicit Tiles(const LinearOut& y)
-        : down((y.m + BM * CLUSTER - 1) / (BM * CLUSTER)), across((y.n + BN - 1) / BN) {}
+    uint32_t down, across;
+    __device__ explicit Tiles(const LinearOut& y) : down((y.m + BM - 1) / BM), across((y.n + BN - 1) / BN) {}
     __device__ uint32_t count() const { return down * across; }
     __device__ uint2 at(uint32_t index) const {
       const uint32_t band = index / (BAND * across), height = min(BAND, down - band * BAND);
@@ -42,34 +40,27 @@ struct GemmW8A8Many {
   static __device__ __forceinline__ uint32_t empty(uint32_t base, uint32_t slot) { return base + 8 * (STAGES + slot); }
   static __device__ __forceinline__ uint32_t stage(uint32_t base, uint32_t slot) { return base + 1024 + slot * STAGE_BYTES; }
 
-  static __device__ __forceinline__ void produce(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t rank) {
+  static __device__ __forceinline__ void produce(const GemmW8A8Sm90Args& args, uint32_t base) {
     const Tiles tiles(args.y);
     const uint32_t slices = (args.k + 127) / 128;
     const uint32_t w_blocks = (args.y.n + 63) / 64;
     RingPosition<STAGES> at;
     prefetch_map(args.x);
     wait_for_dependencies();
-    for (uint32_t index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+    for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
       const uint2 tile = tiles.at(index);
-      const uint32_t row = (tile.x * CLUSTER + rank) * BM;
       const uint32_t first_block = tile.y * W_BLOCKS, blocks = min(W_BLOCKS, w_blocks - first_block);
       const int8_t* w = args.w + static_cast<size_t>(first_block) * slices * BLOCK_BYTES;
       for (uint32_t slice = 0; slice < slices; ++slice) {
         const uint32_t shared = stage(base, at.slot), barrier = full(base, at.slot);
         barrier_wait(empty(base, at.slot), at.parity ^ 1);
         barrier_expect(barrier, X_BYTES + blocks * BLOCK_BYTES);
-        copy_box(shared, args.x, slice * 128, row, barrier, L2_EVICT_NORMAL);
+        copy_box(shared, args.x, slice * 128, tile.x * BM, barrier, L2_EVICT_NORMAL);
 #pragma unroll
-        for (uint32_t i = 0; i < W_BLOCKS / CLUSTER; ++i) {
-          const uint32_t block = rank * (W_BLOCKS / CLUSTER) + i;
-          if (block >= blocks) break;
-          const int8_t* from = w + (static_cast<size_t>(block) * slices + slice) * BLOCK_BYTES;
-          const uint32_t to = shared + X_BYTES + block * BLOCK_BYTES;
-          if (CLUSTER == 1) {
-            copy_bulk(to, from, BLOCK_BYTES, barrier, L2_EVICT_NORMAL);
-          } else {
-            copy_bulk_multicast(to, from, BLOCK_BYTES, barrier, (1 << CLUSTER) - 1, L2_EVICT_NORMAL);
-          }
+        for (uint32_t i = 0; i < W_BLOCKS; ++i) {
+          if (i >= blocks) break;
+          copy_bulk(shared + X_BYTES + i * BLOCK_BYTES, w + (static_cast<size_t>(i) * slices + slice) * BLOCK_BYTES,
+                    BLOCK_BYTES, barrier, L2_EVICT_NORMAL);
         }
         at.advance();
       }
@@ -78,15 +69,43 @@ struct GemmW8A8Many {
 
   // This warpgroup is through with a slot.
   static __device__ __forceinline__ void release(uint32_t base, uint32_t slot) {
-    const uint32_t lane = threadIdx.x % 128;
-    if (CLUSTER == 1) {
-      if (lane == 0) barrier_arrive(empty(base, slot));
-    } else {
-      if (lane < CLUSTER) barrier_arrive_in(empty(base, slot), lane);
-    }
+    if (threadIdx.x % 128 == 0) barrier_arrive(empty(base, slot));
   }
 
-  static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base, uint32_t rank) {
+  // Named barrier at which a warpgroup waits for its turn: the other has then seen its last slice. Before, the parity of the
+  // first slice's barrier could be that of a round long past.
+  static __device__ __forceinline__ uint32_t turn_of(uint32_t group) { return 1 + GROUPS + group; }
+
+  // The sums of a tile, from the slices that come next. X: int8_t or uint8_t, what x is.
+  template <typename X>
+  static __device__ __forceinline__ void multiply(int32_t (&sums)[HALVES][BN / 2], uint32_t base, uint32_t group, uint32_t slices,
+                                                  RingPosition<STAGES>& at) {
+    uint32_t previous = 0;
+    for (uint32_t slice = 0; slice < slices; ++slice) {
+      const uint32_t shared = stage(base, at.slot);
+      const uint64_t w = matrix_descriptor(shared + X_BYTES);
+      barrier_wait(full(base, at.slot), at.parity);
+      if (TURNS && slice + 1 == slices) named_barrier_arrive(turn_of(group ^ 1), 128 * GROUPS);
+      products_fence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+          const uint64_t x = matrix_descriptor(shared + (TURNS ? half : group) * 64 * 128);
+          Product8Bit<X, int8_t, BN>::run(sums[half], x + 2 * step, w + 2 * step, slice + step != 0);
+        }
+      }
+      products_commit();
+      products_wait<1>();
+      if (slice != 0) release(base, previous);
+      previous = at.slot;
+      at.advance();
+    }
+    products_wait<0>();
+    release(base, previous);
+  }
+
+  static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base) {
     const Tiles tiles(args.y);
     const uint32_t slices = (args.k + 127) / 128;
     const uint32_t group = threadIdx.x / 128;
@@ -94,67 +113,59 @@ struct GemmW8A8Many {
     const uint32_t warp = threadIdx.x % 128 / 32, epilogue = 1024 + STAGES * STAGE_BYTES + group * EPILOGUE_BYTES;
     TileColumns<BN> columns(shared_memory + epilogue, 1 + group);
     const WarpRows rows(shared_memory + epilogue + TileColumns<BN>::BYTES + warp * WarpRows::BYTES);
+    const uint32_t turn = TURNS ? group : 0, turns = TURNS ? GROUPS : 1;
     RingPosition<STAGES> at;
+    at.advance(turn * slices);
+    if (TURNS && group != 0) named_barrier_arrive(turn_of(0), 128 * GROUPS);
     wait_for_dependencies();
-    for (uint32_t index = blockIdx.x / CLUSTER; index < tiles.count(); index += gridDim.x / CLUSTER) {
+    for (uint32_t index = blockIdx.x + turn * gridDim.x; index < tiles.count(); index += turns * gridDim.x) {
       const uint2 tile = tiles.at(index);
-      const uint32_t first = (tile.x * CLUSTER + rank) * BM + group * 64 + warp * 16, row = first + threadIdx.x % 32 / 4;
+      const uint32_t first = tile.x * BM + (TURNS ? 0 : group * 64) + warp * 16;
       columns.load(args, tile.y * BN);
-      const float x_scale0 = row < args.y.m ? args.x_scales[row] : 0.0f;
-      const float x_scale1 = row + 8 < args.y.m ? args.x_scales[row + 8] : 0.0f;
-      const int32_t x_zero0 = row < args.y.m ? zero_of_row(args, row) : 0;
-      const int32_t x_zero1 = row + 8 < args.y.m ? zero_of_row(args, row + 8) : 0;
-      int32_t sums[BN / 2];
-      uint32_t previous = 0;
-      for (uint32_t slice = 0; slice < slices; ++slice) {
-        const uint32_t shared = stage(base, at.slot);
-        const uint64_t x = matrix_descriptor(shared + group * 64 * 128), w = matrix_descriptor(shared + X_BYTES);
-        barrier_wait(full(base, at.slot), at.parity);
-        products_fence();
+      float x_scales[HALVES][2];
+      int32_t x_zeros[HALVES][2];
 #pragma unroll
-        for (int step = 0; step < 4; ++step) Product8Bit<X, int8_t, BN>::run(sums, x + 2 * step, w + 2 * step, slice + step != 0);
-        products_commit();
-        products_wait<1>();
-        if (slice != 0) release(base, previous);
-        previous = at.slot;
-        at.advance();
+      for (int i = 0; i < 2 * HALVES; ++i) {
+        const uint32_t row = first + threadIdx.x % 32 / 4 + i / 2 * 64 + i % 2 * 8;
+        x_scales[i / 2][i % 2] = row < args.y.m ? args.x_scales[row] : 0.0f;
+        x_zeros[i / 2][i % 2] = row < args.y.m ? zero_of_row(args, row) : 0;
       }
-      products_wait<0>();
-      release(base, previous);
+      int32_t sums[HALVES][BN / 2];
+      if (TURNS) named_barrier(turn_of(group), 128 * GROUPS);
+      if (args.x_unsigned) {
+        multiply<uint8_t>(sums, base, group, slices, at);
+      } else {
+        multiply<int8_t>(sums, base, group, slices, at);
+      }
+      if (TURNS) at.advance(slices);  // the other's
       columns.publish();
-      const WarpTile<BN> out{args, columns, first, tile.y * BN, {x_scale0, x_scale1}, {x_zero0, x_zero1}};
-      out.store(rows, sums);
+#pragma unroll
+      for (int half = 0; half < HALVES; ++half) {
+        const WarpTile<BN> out{args, columns, first + 64 * half, tile.y * BN, {x_scales[half][0], x_scales[half][1]},
+                               {x_zeros[half][0], x_zeros[half][1]}};
+        out.store(rows, sums[half]);
+      }
     }
   }
 
   static __device__ __forceinline__ void run(const GemmW8A8Sm90Args& args) {
     extern __shared__ __align__(1024) uint8_t shared[];
     const uint32_t base = shared_address(shared);
-    const uint32_t rank = CLUSTER == 1 ? 0 : cluster_rank();
     if (threadIdx.x == 0) {
       for (int slot = 0; slot < STAGES; ++slot) {
         barrier_init(full(base, slot), 1);
-        barrier_init(empty(base, slot), GROUPS * CLUSTER);
+        barrier_init(empty(base, slot), TURNS ? 1 : GROUPS);
       }
       barrier_init_fence();
     }
     launch_dependents();
-    if (CLUSTER == 1) {
-      __syncthreads();
-    } else {
-      cluster_sync();
-    }
+    __syncthreads();
     if (threadIdx.x < 128 * GROUPS) {
       more_registers<232>();
-      consume(args, base, rank);
+      consume(args, base);
     } else {
       fewer_registers<40>();
-      if (threadIdx.x < 128 * GROUPS + 32 && elect_lane()) produce(args, base, rank);
-    }
-    // No block may leave while another still arrives at its barriers or copies into it.
-    if (CLUSTER > 1) {
-      __syncwarp();
-      cluster_sync();
+      if (threadIdx.x < 128 * GROUPS + 32 && elect_lane()) produce(args, base);
     }
   }
 };

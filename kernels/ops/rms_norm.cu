@@ -18,9 +18,8 @@ struct NormedRow {
   }
 };
 
-// 1 / sqrt(mean(x^2) + eps) from each thread's part of the sum of squares. Synchronizes the block.
+// 1 / sqrt(mean(x^2) + eps) from the sum of squares.
 __device__ __forceinline__ float inverse_rms(float sum, const RmsNormArgs& args) {
-  sum = block_reduce(sum, 0.0f, Sum());
   return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(sum, static_cast<float>(args.out.k)), args.eps)));
 }
 
@@ -33,10 +32,7 @@ struct PlainRow {
 template <int CHUNKS>
 __device__ __forceinline__ HeldRow<CHUNKS> rms_norm_held(const RmsNormArgs& args) {
   HeldRow<CHUNKS> row(PlainRow{args.x + static_cast<size_t>(blockIdx.x) * args.out.k}, args.out.k);
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8 * CHUNKS; ++i) sum = fmaf(row.v[i / 8][i % 8], row.v[i / 8][i % 8], sum);
-  const float inverse = inverse_rms(sum, args);
+  const float inverse = inverse_rms(row.square_sum(), args);
 #pragma unroll
   for (int i = 0; i < CHUNKS; ++i) {
     if (row.column(i) >= args.out.k) continue;
@@ -54,7 +50,7 @@ __device__ NormedRow rms_norm(const RmsNormArgs& args) {
   const float* x = args.x + static_cast<size_t>(blockIdx.x) * k;
   float sum = 0.0f;
   for (uint32_t c = threadIdx.x; c < k; c += blockDim.x) sum = fmaf(x[c], x[c], sum);
-  return {x, args.weight, inverse_rms(sum, args)};
+  return {x, args.weight, inverse_rms(block_reduce(sum, 0.0f, Sum()), args)};
 }
 
 // Computes   out = emit(x / sqrt(mean(x^2) + eps) * weight) per row: `_T` emits floats, `_int8` codes,

@@ -36,13 +36,6 @@ pub(super) struct Problem {
     pub(super) suffix: &'static str,
 }
 
-impl Problem {
-    /// What kernels of gemm_w8a8 are called by.
-    pub(super) fn w8a8_name(&self) -> &'static str {
-        if self.x_u8 { "gemm_w8a8_u8" } else { "gemm_w8a8" }
-    }
-}
-
 /// A block's part of the output, and what the cost model knows of it.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
@@ -125,7 +118,8 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
             let tile = best(if p.x_u8 { &W8A8_U8 } else { &W8A8 }, p, m);
             let shape = format!("{}x{}x{}", tile.bm, tile.bn, tile.bk);
             let shared = tile.stages as usize * (tile.bm + tile.bn) * tile.bk;
-            tiled(p, m, tile, "gemm_w8a8/sm80", format!("{}_{shape}", p.w8a8_name()), shape, shared)
+            let name = if p.x_u8 { "gemm_w8a8_u8" } else { "gemm_w8a8" };
+            tiled(p, m, tile, "gemm_w8a8/sm80", format!("{name}_{shape}"), shape, shared)
         }
         Layout::Fragments8Bit { bits } => {
             let tile = best(&W4A8, p, m);

@@ -15,9 +15,9 @@ const HEAD_BYTES: usize = 1024;
 struct Many {
     bn: usize,
     stages: usize,
-    /// Blocks, along m, that share what they read of w.
-    cluster: usize,
-    /// Microseconds of a tile: fixed, and for each slice.
+    /// The two warpgroups have every other tile each instead of half of each.
+    turns: bool,
+    /// Microseconds of a tile: fixed (with `turns` only after the last tile, else beside the next), and for each slice.
     tile_us: f64,
     slice_us: f64,
 }
@@ -29,15 +29,12 @@ struct Few {
     stages: usize,
 }
 
-/// Of two that cost the same the later one runs: a cluster draws less power, which is what bounds long products.
 #[rustfmt::skip]
-const MANY: [Many; 6] = [
-    Many { bn: 64, stages: 8, cluster: 1, tile_us: 0.3, slice_us: 0.285 },
-    Many { bn: 128, stages: 6, cluster: 1, tile_us: 1.0, slice_us: 0.362 },
-    Many { bn: 128, stages: 6, cluster: 2, tile_us: 1.0, slice_us: 0.362 },
-    Many { bn: 192, stages: 5, cluster: 1, tile_us: 1.6, slice_us: 0.510 },
-    Many { bn: 256, stages: 4, cluster: 1, tile_us: 2.5, slice_us: 0.630 },
-    Many { bn: 256, stages: 4, cluster: 2, tile_us: 2.5, slice_us: 0.630 },
+const MANY: [Many; 4] = [
+    Many { bn: 64, stages: 8, turns: false, tile_us: 0.3, slice_us: 0.285 },
+    Many { bn: 128, stages: 6, turns: true, tile_us: 1.3, slice_us: 0.390 },
+    Many { bn: 192, stages: 5, turns: false, tile_us: 1.6, slice_us: 0.550 },
+    Many { bn: 256, stages: 4, turns: false, tile_us: 2.5, slice_us: 0.750 },
 ];
 
 /// In shared memory of half a multiprocessor where that makes more blocks at once, or of a whole one for more bytes
@@ -58,12 +55,10 @@ const FEW: [Few; 12] = [
     Few { tokens: 128, groups: 2, stages: 7 },
 ];
 
-/// Those of [`MANY`] and [`FEW`] that there are for uint8 activations; of the latter for up to 16 rows and for more.
-const MANY_U8: [usize; 2] = [2, 5];
-const FEW_U8: [usize; 2] = [3, 10];
-
-/// Most rows of the kernels for few.
+/// Rows up to which the kernels for few need no comparison with those for many.
 const FEW_ROWS: usize = 128;
+/// Of [`FEW`], the one for more rows where k is long and tiles are few; its microseconds as those of [`Many`].
+const SPLIT: (usize, f64, f64) = (11, 4.2, 0.373);
 /// Most blocks of a cluster.
 const MAX_CLUSTER: usize = 8;
 
@@ -71,16 +66,33 @@ const MAX_CLUSTER: usize = 8;
 pub(super) fn w8a8(p: &Problem, m: usize) -> Launch {
     let groups = p.epilogue.output == Output::Groups;
     if m <= FEW_ROWS && !groups {
-        let (few, splits) = if p.x_u8 { (&FEW[FEW_U8[usize::from(m > 16)]], 1) } else { few(p, m) };
+        let (few, splits) = few(p, m);
         return few.launch(p, m, splits);
     }
     // A block must own all outputs that share a scale.
     let inputs_together = if groups { GROUP_OUTPUTS * (p.n / p.epilogue.outputs(p.n)) } else { 1 };
-    let fits = |i: &usize| (!p.x_u8 || MANY_U8.contains(i)) && MANY[*i].bn.is_multiple_of(inputs_together);
-    // The later of equals: first in reverse.
-    let tiles = (0..MANY.len()).rev().filter(fits).map(|i| &MANY[i]);
-    let best = tiles.min_by(|a, b| a.cost(p, m).total_cmp(&b.cost(p, m)));
-    best.expect("the widest tile fits all").launch(p, m)
+    let fits = |i: &usize| MANY[*i].bn.is_multiple_of(inputs_together);
+    let tiles = (0..MANY.len()).filter(fits).map(|i| &MANY[i]);
+    let best = tiles.min_by(|a, b| a.cost(p, m).total_cmp(&b.cost(p, m))).expect("the widest tile fits all");
+    let (split, fixed_us, slice_us) = SPLIT;
+    let few = &FEW[split];
+    let tiles = p.n.div_ceil(few.groups * BLOCK) * m.div_ceil(few.tokens);
+    let splits = few_splits(p, tiles, p.sm_count as usize);
+    let split_us = fixed_us + p.k.div_ceil(SLICE).div_ceil(splits) as f64 * slice_us;
+    if !groups && tiles <= p.sm_count as usize && split_us < best.cost(p, m) {
+        return few.launch(p, m, splits);
+    }
+    best.launch(p, m)
+}
+
+/// Splits of k of `tiles` tiles: powers of two, up to `blocks` blocks in all.
+fn few_splits(p: &Problem, tiles: usize, blocks: usize) -> usize {
+    let most = (p.k.div_ceil(SLICE)).min(MAX_CLUSTER);
+    let mut splits = 1;
+    while 2 * splits <= most && tiles * 2 * splits <= blocks {
+        splits *= 2;
+    }
+    splits
 }
 
 /// Weights are streamed by about as many blocks as fit at once; k is split only where rows of w make too few.
@@ -93,15 +105,7 @@ fn few(p: &Problem, m: usize) -> (&'static Few, usize) {
         let found = FEW.iter().find(|f| (f.tokens, f.groups, f.stages) == (tokens, groups, stages));
         found.expect("a configuration of the table")
     };
-    // Splits of powers of two, up to `blocks` blocks in all.
-    let split = |tiles: usize, blocks: usize| {
-        let most = (p.k.div_ceil(SLICE)).min(MAX_CLUSTER);
-        let mut splits = 1;
-        while 2 * splits <= most && tiles * 2 * splits <= blocks {
-            splits *= 2;
-        }
-        splits
-    };
+    let split = |tiles, blocks| few_splits(p, tiles, blocks);
     let one_and_a_half = sms + sms / 2;
     match tokens {
         ..=32 => {
@@ -116,7 +120,7 @@ fn few(p: &Problem, m: usize) -> (&'static Few, usize) {
         64 if 4 * narrow <= 3 * sms => (pick(1, 6), split(narrow, one_and_a_half)),
         64 if wide <= sms => (pick(2, 9), split(wide, sms)),
         64 => (pick(2, 4), 1),
-        _ if 2 * narrow <= sms => (pick(1, 9), split(narrow, sms)),
+        _ if narrow <= sms => (pick(1, 9), split(narrow, sms)),
         _ if wide <= sms => (pick(2, 7), split(wide, sms)),
         _ => (pick(2, 3), 1),
     }
@@ -136,7 +140,7 @@ impl Few {
         };
         Launch {
             module: "gemm_w8a8/sm90",
-            function: format!("{}_few_{tokens}x{groups}x{stages}", p.w8a8_name()),
+            function: format!("gemm_w8a8_few_{tokens}x{groups}x{stages}"),
             config: format!("{}x{tokens} split {splits}", groups * BLOCK),
             grid,
             box_rows: tokens as u32,
@@ -147,33 +151,33 @@ impl Few {
 impl Many {
     const BM: usize = 128;
 
-    /// Tiles, those that only fill up a cluster included.
     fn tiles(&self, p: &Problem, m: usize) -> usize {
-        m.div_ceil(Self::BM * self.cluster) * self.cluster * p.n.div_ceil(self.bn)
+        m.div_ceil(Self::BM) * p.n.div_ceil(self.bn)
     }
 
     /// Microseconds, but for what all share.
     fn cost(&self, p: &Problem, m: usize) -> f64 {
-        let rounds = self.tiles(p, m).div_ceil(p.sm_count as usize);
-        rounds as f64 * (self.tile_us + p.k.div_ceil(SLICE) as f64 * self.slice_us)
+        let rounds = self.tiles(p, m).div_ceil(p.sm_count as usize) as f64;
+        let ends = if self.turns { 1.0 } else { rounds };
+        rounds * p.k.div_ceil(SLICE) as f64 * self.slice_us + ends * self.tile_us
     }
 
     fn launch(&self, p: &Problem, m: usize) -> Launch {
-        let Many { bn, stages, cluster, .. } = *self;
+        let Many { bn, stages, turns, .. } = *self;
         // Beside the ring, for each warpgroup: three words a column, and 2 KB a warp for whole lines of y.
         let epilogue = 2 * (12 * bn + 4 * 2048);
-        let blocks = self.tiles(p, m).min(p.sm_count as usize / cluster * cluster);
+        let blocks = self.tiles(p, m).min(p.sm_count as usize);
         let grid = Grid {
             blocks: [blocks as u32, 1, 1],
             threads: 384,
             shared_bytes: (HEAD_BYTES + stages * (Self::BM + bn) * SLICE + epilogue) as u32,
-            cluster: cluster as u32,
+            cluster: 1,
             overlaps: true,
         };
         Launch {
             module: "gemm_w8a8/sm90",
-            function: format!("{}_many_{bn}x{stages}_{cluster}", p.w8a8_name()),
-            config: format!("128x{bn} cluster {cluster}"),
+            function: format!("gemm_w8a8_many_{bn}x{stages}_{}", u8::from(turns)),
+            config: format!("128x{bn}{}", if turns { " in turns" } else { "" }),
             grid,
             box_rows: Self::BM as u32,
         }
@@ -195,19 +199,14 @@ mod tests {
     #[test]
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w8a8/sm90.cu");
-        let many: Vec<Vec<u32>> = MANY.iter().map(|t| [t.bn, t.cluster, t.stages].map(|x| x as u32).to_vec()).collect();
+        let many: Vec<Vec<u32>> =
+            MANY.iter().map(|t| [t.bn, t.stages, usize::from(t.turns)].map(|x| x as u32).to_vec()).collect();
         assert_eq!(uses(source, "GEMM_W8A8_MANY"), many);
         let few: Vec<Vec<u32>> =
             FEW.iter().map(|t| [t.tokens, t.groups, t.stages].map(|x| x as u32).to_vec()).collect();
         let mut in_source = uses(source, "GEMM_W8A8_FEW");
         in_source.iter_mut().for_each(|row| row.truncate(3)); // the last concerns the compiler alone
         assert_eq!(in_source, few);
-
-        let of = |table: &[Vec<u32>], picked: &[usize]| picked.iter().map(|&i| table[i].clone()).collect::<Vec<_>>();
-        assert_eq!(uses(source, "GEMM_W8A8_MANY_U8"), of(&many, &MANY_U8));
-        let mut in_source = uses(source, "GEMM_W8A8_FEW_U8");
-        in_source.iter_mut().for_each(|row| row.truncate(3));
-        assert_eq!(in_source, of(&few, &FEW_U8));
     }
 
     #[test]
@@ -239,7 +238,7 @@ mod tests {
         }
     }
 
-    /// What was fastest when measured.
+    /// What was fastest when measured, or next to it.
     #[test]
     fn choices_are_the_measured_ones() {
         let config = |n, k, m| w8a8(&problem(n, k), m).config;
@@ -248,8 +247,12 @@ mod tests {
         assert_eq!(config(57344, 8192, 16), "64x16 split 1");
         assert_eq!(config(8192, 28672, 64), "128x64 split 2");
         assert_eq!(config(28672, 4096, 128), "128x128 split 1");
-        assert_eq!(config(4096, 4096, 256), "128x64 cluster 1");
-        assert_eq!(config(6144, 4096, 512), "128x192 cluster 1");
-        assert_eq!(config(8192, 8192, 4096), "128x256 cluster 2");
+        assert_eq!(config(6144, 4096, 128), "64x128 split 1");
+        assert_eq!(config(4096, 4096, 256), "128x64");
+        assert_eq!(config(4096, 14336, 256), "128x128 split 2");
+        assert_eq!(config(8192, 8192, 256), "128x128 in turns");
+        assert_eq!(config(6144, 4096, 512), "128x192");
+        assert_eq!(config(28672, 4096, 512), "128x128 in turns");
+        assert_eq!(config(8192, 8192, 4096), "128x128 in turns");
     }
 }

@@ -115,6 +115,7 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                     w_sums,
                     x_zero: x_zero_as_read,
                     k,
+                    x_unsigned: u32::from(x_flip != 0),
                 };
                 start(device, &launch, &args)
             }

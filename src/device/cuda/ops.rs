@@ -108,9 +108,9 @@ pub(crate) fn rms_norm(
     unsafe {
         if emit.quant == ActQuant::None {
             let function = format!("rms_norm_{}", device.suffix());
-            device.launch("ops/rms_norm", &function, grid, row_threads(k, 512), 0, &args)
+            device.launch("ops/rms_norm", &function, grid, code_threads(device, m, &out), 0, &args)
         } else {
-            let threads = code_threads(device, m, k, out.mode);
+            let threads = code_threads(device, m, &out);
             let function = match out.mode {
                 abi::LOWBIT_EMIT_OUTLIERS => format!("rms_norm_outliers_{}", device.suffix()),
                 _ => "rms_norm_int8".into(),
@@ -302,7 +302,7 @@ unsafe fn launch_emit<A: Copy>(
             let grid = [rows, out.k.div_ceil(8 * threads), 1];
             device.launch(module, &format!("{op}_{suffix}"), grid, threads, 0, args)
         } else {
-            let threads = code_threads(device, m, k, out.mode);
+            let threads = code_threads(device, m, out);
             let kind = if out.mode == abi::LOWBIT_EMIT_OUTLIERS { "outliers" } else { "int8" };
             let function = format!("{op}_{kind}_{suffix}");
             device.launch(module, &function, [rows, 1, 1], threads, staged_bytes(out, threads), args)
@@ -313,18 +313,27 @@ unsafe fn launch_emit<A: Copy>(
 /// Most times eight columns of a row that a thread holds in registers: MOST_CHUNKS of kernels/common/emit.cuh.
 const HELD_CHUNKS: u32 = 4;
 
-/// Dynamic shared memory of an op that emits codes by blocks of `threads`: none where a row is held in registers
-/// (`held_chunks` of kernels/common/emit.cuh).
-fn staged_bytes(out: &EmitArgs, threads: u32) -> u32 {
-    let held = out.k.is_multiple_of(8) && out.order.is_null() && out.k <= HELD_CHUNKS * 8 * threads;
-    if held || out.staged == 0 { 0 } else { 4 * out.k }
+/// Whether a row is held in registers by a block of `threads`: `held_chunks` of kernels/common/emit.cuh.
+fn is_held(out: &EmitArgs, threads: u32) -> bool {
+    out.k.is_multiple_of(8) && out.order.is_null() && out.k <= HELD_CHUNKS * 8 * threads
 }
 
-/// Threads of a block that emits one row as codes: few rows want them all, many rows overlap in smaller blocks. With
-/// outliers a thread needs more registers than 1024 of them could have.
-fn code_threads(device: &CudaDevice, m: usize, k: usize, mode: u32) -> u32 {
-    let many = m > device.sm_count() as usize || device.is_batch_invariant() || mode == abi::LOWBIT_EMIT_OUTLIERS;
-    row_threads(k, if many { 512 } else { 1024 })
+/// Dynamic shared memory of an op that emits codes by blocks of `threads`: none where a row is held in registers.
+fn staged_bytes(out: &EmitArgs, threads: u32) -> u32 {
+    if is_held(out, threads) || out.staged == 0 { 0 } else { 4 * out.k }
+}
+
+/// Threads of a block that owns one of `m` rows. Few rows want them all; of many rows more are under way at once in
+/// smaller blocks, as far as these hold a row in registers, which leaves the results alone. With outliers a thread needs
+/// more registers than 1024 of them could have.
+fn code_threads(device: &CudaDevice, m: usize, out: &EmitArgs) -> u32 {
+    let k = out.k as usize;
+    let most = row_threads(k, if out.mode == abi::LOWBIT_EMIT_OUTLIERS { 512 } else { 1024 });
+    if !is_held(out, most) {
+        return row_threads(k, 512);
+    }
+    let share = (1024 * device.sm_count() as usize / m).max(128) as u32;
+    row_threads(k.div_ceil(HELD_CHUNKS as usize), 1024).max(share.next_multiple_of(32)).min(most)
 }
 
 /// Threads of a block that works on one row of `width`: eight elements each up to `most` threads, in whole warps.
