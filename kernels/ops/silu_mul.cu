@@ -41,9 +41,9 @@ extern "C" __global__ void __launch_bounds__(1024) silu_mul_int8_f16(const __gri
 extern "C" __global__ void __launch_bounds__(1024) silu_mul_int8_bf16(const __grid_constant__ SiluMulArgs args) {
   emit_codes(args.out, blockIdx.x, silu_mul<bf16>(args));
 }
-extern "C" __global__ void __launch_bounds__(512) silu_mul_outliers_f16(const __grid_constant__ SiluMulArgs args) {
+extern "C" __global__ void __launch_bounds__(512, 1) silu_mul_outliers_f16(const __grid_constant__ SiluMulArgs args) {
   emit_codes<f16>(args.out, blockIdx.x, silu_mul<f16>(args));
 }
-extern "C" __global__ void __launch_bounds__(512) silu_mul_outliers_bf16(const __grid_constant__ SiluMulArgs args) {
+extern "C" __global__ void __launch_bounds__(512, 1) silu_mul_outliers_bf16(const __grid_constant__ SiluMulArgs args) {
   emit_codes<bf16>(args.out, blockIdx.x, silu_mul<bf16>(args));
 }
