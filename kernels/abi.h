@@ -64,6 +64,14 @@ typedef struct RmsNormArgs {
   float eps;
 } RmsNormArgs;
 
+typedef struct SubNormArgs {
+  EmitArgs out;        /* [m, k] */
+  const void* x;       /* [m, k]; gated: [m, 2 * k], gate, then up */
+  const float* weight; /* [k] */
+  float eps;
+  uint32_t gated;
+} SubNormArgs;
+
 typedef struct SiluMulArgs {
   EmitArgs out;        /* [m, k] */
   const void* gate_up; /* [m, 2 * k]: gate, then up */

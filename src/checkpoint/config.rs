@@ -11,6 +11,8 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: RMSNorm on every query and key head.
     Qwen3,
+    /// BitNet b1.58 2B4T: norms before the attention output and before `down`, squared ReLU.
+    BitNet,
 }
 
 /// How rotary frequencies are stretched beyond the trained context.

@@ -18,11 +18,12 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 24;
 pub(super) const MAX_POSITIONS: usize = 1 << 30;
 
-const ARCHITECTURES: [(&str, &str, Architecture); 4] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 5] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
     ("Qwen3ForCausalLM", "qwen3", Architecture::Qwen3),
+    ("BitNetForCausalLM", "bitnet", Architecture::BitNet),
 ];
 
 /// Fields by which other families change the arithmetic, with the value that means "not used".
@@ -46,9 +47,13 @@ pub(super) fn model(o: &Object) -> Result<ModelConfig> {
             return Err(o.error(field, format!("{architecture:?} models with this field are not supported")));
         }
     }
-    match o.str("hidden_act")?.or(o.str("hidden_activation")?) {
-        None | Some("silu" | "swish") => {}
-        Some(other) => return Err(o.error("hidden_act", format!("expected `silu`, got `{other}`"))),
+    let bitnet = architecture == Architecture::BitNet;
+    match (o.str("hidden_act")?.or(o.str("hidden_activation")?), bitnet) {
+        (None, _) | (Some("silu" | "swish"), false) | (Some("relu2"), true) => {}
+        (Some(other), _) => {
+            let expected = if bitnet { "relu2" } else { "silu" };
+            return Err(o.error("hidden_act", format!("expected `{expected}`, got `{other}`")));
+        }
     }
 
     let vocab_size = o.need_size("vocab_size", MAX_VOCAB)?;
@@ -77,14 +82,15 @@ pub(super) fn model(o: &Object) -> Result<ModelConfig> {
         return Err(o.error("head_dim", reason));
     }
     let max_position_embeddings = o.size("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(match architecture {
-        Architecture::Llama => 2048,
+        Architecture::Llama | Architecture::BitNet => 2048,
         Architecture::Mistral => 131_072,
         Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
     });
 
     let llama = architecture == Architecture::Llama;
     let attention_bias = o.bool("attention_bias")?.unwrap_or(false);
-    let has_attention_bias = attention_bias && matches!(architecture, Architecture::Llama | Architecture::Qwen3);
+    let has_attention_bias =
+        attention_bias && matches!(architecture, Architecture::Llama | Architecture::Qwen3 | Architecture::BitNet);
     Ok(ModelConfig {
         architecture,
         vocab_size,
@@ -94,10 +100,10 @@ pub(super) fn model(o: &Object) -> Result<ModelConfig> {
         num_heads,
         num_kv_heads,
         head_dim,
-        rms_norm_eps: o.number("rms_norm_eps", 1e-12, 1.0)?.unwrap_or(1e-6) as f32,
+        rms_norm_eps: o.number("rms_norm_eps", 1e-12, 1.0)?.unwrap_or(if bitnet { 1e-5 } else { 1e-6 }) as f32,
         tie_word_embeddings: o.bool("tie_word_embeddings")?.unwrap_or(false),
         max_position_embeddings,
-        rope: parse_rope::rope(o, max_position_embeddings)?,
+        rope: parse_rope::rope(o, max_position_embeddings, if bitnet { 500_000.0 } else { 10_000.0 })?,
         windows: windows(o, architecture, num_layers)?,
         qkv_bias: architecture == Architecture::Qwen2 || has_attention_bias,
         o_bias: has_attention_bias,
@@ -108,8 +114,10 @@ pub(super) fn model(o: &Object) -> Result<ModelConfig> {
 }
 
 fn architecture(o: &Object) -> Result<Architecture> {
-    let supported = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM are supported";
-    if o.get("auto_map").is_some() {
+    let supported =
+        "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and BitNetForCausalLM are supported";
+    // BitNet's own repository has the code that transformers has had since.
+    if o.get("auto_map").is_some() && o.str("model_type")? != Some("bitnet") {
         return Err(Error::unsupported(
             format!("{}: field `auto_map`: the model runs code of its own", o.file().display()),
             supported.to_owned(),
@@ -137,7 +145,7 @@ fn windows(o: &Object, architecture: Architecture, num_layers: usize) -> Result<
     let size = o.size("sliding_window", MAX_POSITIONS)?;
     let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
     let window = match architecture {
-        Architecture::Llama => None,
+        Architecture::Llama | Architecture::BitNet => None,
         // transformers' MistralConfig: 4096 unless written, and null switches it off.
         Architecture::Mistral if !o.contains("sliding_window") => Some(4096),
         Architecture::Mistral => size,

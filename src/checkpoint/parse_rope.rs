@@ -8,7 +8,7 @@ use super::json::Object;
 use super::parse_config::MAX_POSITIONS;
 
 /// Reads the rotary settings of a `config.json`.
-pub(super) fn rope(o: &Object, max_position_embeddings: usize) -> Result<RopeConfig> {
+pub(super) fn rope(o: &Object, max_position_embeddings: usize, default_theta: f32) -> Result<RopeConfig> {
     let scaling = o.object("rope_scaling")?;
     let parameters = o.object("rope_parameters")?;
     let mut thetas = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn rope(o: &Object, max_position_embeddings: usize) -> Result<RopeCon
         return Err(o.error("rope_scaling", "contradicts rope_parameters"));
     }
     let scaling = if parameters.is_some() { new } else { old };
-    Ok(RopeConfig { theta: thetas.first().copied().unwrap_or(10_000.0), scaling })
+    Ok(RopeConfig { theta: thetas.first().copied().unwrap_or(default_theta), scaling })
 }
 
 fn scaling_of(config: &Object, s: &Object, max_position_embeddings: usize) -> Result<RopeScaling> {

@@ -372,6 +372,25 @@ impl Device {
         dispatch!(self, rms_norm(out, x, weight, eps, emit, m))
     }
 
+    /// [`Device::rms_norm`] of activations `x` `[m, k]`, or where `gated` of `relu(gate)^2 * up` with `x` `[m, 2 * k]`, gate in the
+    /// first `k` columns: the norms inside attention and MLP of BitNet. `x` in the activation dtype, `weight` `F32` `[k]`.
+    #[allow(clippy::too_many_arguments)] // of rms_norm, and where the row comes from
+    pub fn sub_norm(
+        &self,
+        out: &mut Act,
+        x: &Tensor,
+        gated: bool,
+        weight: &Tensor,
+        eps: f32,
+        emit: Emit<'_>,
+        m: usize,
+    ) -> Result<()> {
+        let k = weight.len();
+        require("sub_norm x", x, self.activation_dtype(), m * k * if gated { 2 } else { 1 })?;
+        require_act("sub_norm", self, out, emit, m, k)?;
+        dispatch!(self, sub_norm(out, x, gated, weight, eps, emit, m))
+    }
+
     /// `out = emit(silu(gate) * up)` per row, `silu(g) = g / (1 + exp(-g))`; `gate_up` `[m, 2 * k]`, gate in the
     /// first `k` columns, in the activation dtype.
     pub fn silu_mul(&self, out: &mut Act, gate_up: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {

@@ -22,6 +22,19 @@ impl RmsNorm {
         device.rms_norm(out, x, &self.weight, self.eps, emit, m)
     }
 
+    /// `out = emit(norm(x))` for `m` rows of activations, or where `gated` of `relu(gate)^2 * up` from `[m, 2 * k]`.
+    pub fn forward_inner(
+        &self,
+        device: &Device,
+        out: &mut Act,
+        x: &Tensor,
+        gated: bool,
+        emit: Emit<'_>,
+        m: usize,
+    ) -> Result<()> {
+        device.sub_norm(out, x, gated, &self.weight, self.eps, emit, m)
+    }
+
     /// `[k]` `F32` weight.
     pub fn weight(&self) -> &Tensor {
         &self.weight

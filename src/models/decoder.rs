@@ -84,6 +84,8 @@ pub struct DecoderLayer {
     pub qkv: Linear,
     /// Norms of query and key heads (Qwen3).
     pub qk_norm: Option<(RmsNorm, RmsNorm)>,
+    /// Norms before the attention output and before `down`, whose activation is then squared ReLU (BitNet).
+    pub sub_norms: Option<(RmsNorm, RmsNorm)>,
     /// Attention output.
     pub o: Linear,
     /// Norm before the MLP.
@@ -225,14 +227,23 @@ impl Model {
         let (d, s, layer) = (&self.device, &mut self.scratch, &self.layers[index]);
         layer.o.forward(d, &mut s.residual, &s.act, &mut s.spare, Write::Add, m)?;
         layer.post_attention_norm.forward(d, &mut s.act, &s.residual, layer.gate_up.emit(), m)?;
-        layer.gate_up.gate(d, &mut s.spare, &s.act, &mut s.gate_up, &layer.down, m)?;
+        if let Some((_, norm)) = &layer.sub_norms {
+            layer.gate_up.forward(d, &mut s.gate_up, &s.act, &mut s.spare, Write::Store, m)?;
+            norm.forward_inner(d, &mut s.spare, &s.gate_up, true, layer.down.emit(), m)?;
+        } else {
+            layer.gate_up.gate(d, &mut s.spare, &s.act, &mut s.gate_up, &layer.down, m)?;
+        }
         layer.down.forward(d, &mut s.residual, &s.spare, &mut s.act, Write::Add, m)
     }
 
     /// Attention, its result in `act` as the output projection wants it.
     fn attend(&mut self, index: usize, shape: &AttentionShape, cache: &KvCache) -> Result<()> {
-        let (d, s, o) = (&self.device, &mut self.scratch, &self.layers[index].o);
-        let (kv, emit) = (&cache.layers[index], o.emit());
+        let (d, s, layer) = (&self.device, &mut self.scratch, &self.layers[index]);
+        let (kv, o, emit) = (&cache.layers[index], &layer.o, layer.o.emit());
+        if let Some((norm, _)) = &layer.sub_norms {
+            d.attention(&mut s.attention, &s.qkv, kv, &s.meta, shape)?;
+            return norm.forward_inner(d, &mut s.act, &s.attention, false, emit, s.meta.m);
+        }
         if emit.order.is_none() && emit.quant == ActQuant::None {
             return d.attention(&mut s.act.floats, &s.qkv, kv, &s.meta, shape);
         }

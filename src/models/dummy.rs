@@ -173,6 +173,7 @@ impl Model {
                 input_norm: ones(hidden)?,
                 qkv: Linear::new(device, qkv)?,
                 qk_norm,
+                sub_norms: None,
                 o: Linear::new(device, o)?,
                 post_attention_norm: ones(hidden)?,
                 gate_up: Linear::gated(device, gate_up, &down[0])?,

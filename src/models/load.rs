@@ -1,4 +1,4 @@
-//! From a checkpoint's names to the decoder's slots. The four architectures share Hugging Face's names; they differ
+//! From a checkpoint's names to the decoder's slots. The architectures share Hugging Face's names; they differ
 //! in which biases and norms exist.
 
 use crate::checkpoint::{Architecture, Checkpoint, Expected, ModelConfig};
@@ -50,6 +50,9 @@ pub fn layer_tables(config: &ModelConfig) -> Vec<LayerTable> {
         .collect()
 }
 
+/// BitNet's norms before the attention output and before `down`.
+pub(crate) const SUB_NORMS: [&str; 2] = ["self_attn.attn_sub_norm", "mlp.ffn_sub_norm"];
+
 /// Module names of all linear layers of the decoder, without the head, in the order in which data flows.
 pub fn linear_names(config: &ModelConfig) -> Vec<String> {
     layer_tables(config).iter().flat_map(|table| table.linears().cloned()).collect()
@@ -78,6 +81,10 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<Expected> {
             all.push(Expected::Linear { name: name.clone(), n: *n, k: hidden, bias: config.qkv_bias });
         }
         let attention_width = config.num_heads * config.head_dim;
+        if config.architecture == Architecture::BitNet {
+            all.push(tensor(norm(SUB_NORMS[0]), &[attention_width]));
+            all.push(tensor(norm(SUB_NORMS[1]), &[inner]));
+        }
         all.push(Expected::Linear { name: table.o, n: hidden, k: attention_width, bias: config.o_bias });
         for name in table.gate_up {
             all.push(Expected::Linear { name, n: inner, k: hidden, bias: config.mlp_bias });
@@ -121,6 +128,10 @@ impl Model {
                 Architecture::Qwen3 => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
                 _ => None,
             };
+            let sub_norms = match config.architecture {
+                Architecture::BitNet => Some((norm(SUB_NORMS[0])?, norm(SUB_NORMS[1])?)),
+                _ => None,
+            };
             let qkv = table.qkv.iter().map(|(name, _)| linear(name)).collect::<Result<Vec<_>>>()?;
             let gate_up = table.gate_up.iter().map(|name| linear(name)).collect::<Result<Vec<_>>>()?;
             let down = linear(&table.down)?;
@@ -130,7 +141,12 @@ impl Model {
                 qk_norm,
                 o: Linear::new(device, vec![linear(&table.o)?])?,
                 post_attention_norm: norm("post_attention_layernorm")?,
-                gate_up: Linear::gated(device, gate_up, &down)?,
+                // SwiGLU is another activation than that of such a norm.
+                gate_up: match sub_norms {
+                    Some(_) => Linear::new(device, gate_up)?,
+                    None => Linear::gated(device, gate_up, &down)?,
+                },
+                sub_norms,
                 down: Linear::new(device, vec![down])?,
             });
             progress(layers.len(), tables.len());

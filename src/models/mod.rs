@@ -13,6 +13,7 @@ pub use decoder::{Batch, DecoderLayer, Limits, LogitsStats, Model};
 #[cfg(lowbit_cuda)]
 pub(crate) use dummy::fill_random;
 pub use dummy::{DUMMY_MODELS, DummyScheme, dummy_config, dummy_linear};
+pub(crate) use load::SUB_NORMS;
 pub use load::{LayerTable, expected_tensors, layer_tables, linear_names};
 pub use plan::{MemoryPlan, attention_shape, resident_bytes};
 pub use rope::rope_table;

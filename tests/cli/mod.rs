@@ -18,15 +18,15 @@ use std::process::{Command, Stdio};
 const DEMO: &str = "assets/books-6m-gptq";
 
 /// What a run left behind.
-struct Run {
-    code: Option<i32>,
+pub struct Run {
+    pub code: Option<i32>,
     stdout: String,
-    stderr: String,
+    pub stderr: String,
 }
 
 impl Run {
     /// The JSON object on stdout of a run that succeeded.
-    fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
     }
@@ -64,6 +64,6 @@ fn finish(mut command: Command, stdin: &[u8]) -> Run {
     run
 }
 
-fn lowbit(args: &[&str]) -> Run {
+pub fn lowbit(args: &[&str]) -> Run {
     finish(command(args), b"")
 }

@@ -1,4 +1,5 @@
-//! A BitNet b1.58 model that transformers read and ran in float32 (`formats/make.py`), as either linear class.
+//! A BitNet b1.58 model that transformers read and ran in float32 (`formats/make.py`): as a Llama of either linear class, and as
+//! a BitNet, with norms inside attention and MLP and squared ReLU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +14,19 @@ use tempfile::TempDir;
 
 const DIR: &str = "tests/golden/bitnet";
 
-/// The model with `linear_class` set, and scales as that class has them. The scales of the files are bf16, whose reciprocals
+/// The model as `case` has it, and scales as its linear class has them. The scales of the files are bf16, whose reciprocals
 /// are not: they become f32.
-fn model_dir(linear_class: &str) -> (TempDir, PathBuf) {
+fn model_dir(case: &str) -> (TempDir, PathBuf) {
+    let linear_class = if case == "bitlinear" { case } else { "autobitlinear" };
     let dir = tempfile::tempdir().unwrap();
     let mut config: Value = serde_json::from_slice(&fs::read(Path::new(DIR).join("config.json")).unwrap()).unwrap();
     config["quantization_config"]["linear_class"] = linear_class.into();
+    if case == "bitnet" {
+        config["architectures"] = ["BitNetForCausalLM"].into();
+        config["model_type"] = "bitnet".into();
+        config["hidden_act"] = "relu2".into();
+        config["auto_map"] = serde_json::json!({"AutoConfig": "configuration_bitnet.BitNetConfig"});
+    }
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     let bytes = fs::read(Path::new(DIR).join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -49,9 +57,9 @@ fn check(device: &Device, most: f32, mean: f32) {
         golden.tensor(name).unwrap().data().chunks_exact(4).map(|b| b.try_into().unwrap()).collect()
     };
     let ids: Vec<u32> = words("ids").into_iter().map(u32::from_le_bytes).collect();
-    for linear_class in ["bitlinear", "autobitlinear"] {
-        let expected: Vec<f32> = words(linear_class).into_iter().map(f32::from_le_bytes).collect();
-        let (_dir, path) = model_dir(linear_class);
+    for case in ["bitlinear", "autobitlinear", "bitnet"] {
+        let expected: Vec<f32> = words(case).into_iter().map(f32::from_le_bytes).collect();
+        let (_dir, path) = model_dir(case);
         let limits = Limits { max_logit_rows: ids.len(), ..Limits::new(ids.len(), ids.len(), 1) };
         let checkpoint = Checkpoint::open(&path).unwrap();
         let mut model = Model::load(&checkpoint, device, limits, &mut |_, _| ()).unwrap();
@@ -68,9 +76,20 @@ fn check(device: &Device, most: f32, mean: f32) {
         let errors: Vec<f32> = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).collect();
         let worst = errors.iter().copied().fold(0.0, f32::max);
         let average = errors.iter().sum::<f32>() / errors.len() as f32;
-        println!("{linear_class} on {}: logits off by {worst:.5}, mean {average:.5}", device.name());
-        assert!(worst <= most && average <= mean, "{linear_class}: off by {worst}, mean {average}");
+        println!("{case} on {}: logits off by {worst:.5}, mean {average:.5}", device.name());
+        assert!(worst <= most && average <= mean, "{case}: off by {worst}, mean {average}");
     }
+}
+
+#[test]
+fn verify_passes() {
+    let (_dir, path) = model_dir("bitnet");
+    let got = crate::cli::lowbit(&["verify", path.to_str().unwrap(), "--device", "cpu", "--json"]).json();
+    let checks = got["checks"].as_array().unwrap();
+    let has = |op: &str| checks.iter().any(|check| check["op"] == op);
+    assert!(got["passed"] == true && has("attn_sub_norm") && has("ffn_sub_norm"), "{got}");
+    let refused = crate::cli::lowbit(&["quantize", path.to_str().unwrap(), "nowhere", "--method", "rtn"]);
+    assert_eq!(refused.code, Some(5), "{}", refused.stderr);
 }
 
 #[test]

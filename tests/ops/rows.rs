@@ -15,6 +15,7 @@ on_every_device!(
     embed,
     gather_rows,
     rms_norm,
+    sub_norm,
     silu_mul,
     quantize,
     quantize_special_rows,
@@ -67,6 +68,36 @@ fn rms_norm(device: &Device) {
         device.rms_norm(&mut out, &xs, &weights, 1e-5, Emit { order: None, quant }, m).expect("rms_norm");
         assert_codes(device, &out, &of(Rounding::Exact), k, quant, dtype);
     }
+}
+
+fn sub_norm(device: &Device) {
+    let dtype = device.activation_dtype();
+    for (m, k) in ROWS.into_iter().map(|m| (m, 192)).chain([1, 7, 100, 1031, 6912, 20_000].map(|k| (3, k))) {
+        for gated in [false, true] {
+            let width = if gated { 2 * k } else { k };
+            let mut random = Random::new((m * 10_007 + k) as u64);
+            let mut values = random.normals(m * width);
+            values[..width].fill(0.0);
+            values[m / 2 * width] = 300.0; // its square is beyond f16
+            let (x, values) = activations(device, &values);
+            let weight = random.normals(k);
+            let weights = f32s(device, &weight);
+            let mut out = poisoned_act(device, m, k);
+            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, Emit::FLOATS, m).expect("sub_norm");
+            let of = |rounding| reference::sub_norm(&values, gated, &weight, 1e-5, rounding);
+            let got = read(device, &out.floats, m * k);
+            let what = format!("sub_norm m={m} k={k} gated={gated}");
+            assert_bounded(&what, &got, &of(Rounding::Exact), &twin_of(dtype, of), dtype);
+            assert_untouched("sub_norm", device, &out.floats, m * k);
+
+            let quant = ActQuant::DynamicPerToken;
+            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, Emit { order: None, quant }, m).expect("sub_norm");
+            assert_codes(device, &out, &of(Rounding::Exact), k, quant, dtype);
+        }
+    }
+    // By hand: relu(-1)^2 * 2 and relu(3)^2 * 2 are 0 and 18, whose mean square is 162.
+    let by_hand = reference::sub_norm(&[-1.0, 3.0, 2.0, 2.0], true, &[1.0, 0.5], 0.0, Rounding::Exact);
+    assert!(by_hand[0] == 0.0 && (by_hand[1] - 0.5 * 2f64.sqrt()).abs() < 1e-15, "{by_hand:?}");
 }
 
 fn silu_mul(device: &Device) {

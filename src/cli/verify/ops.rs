@@ -4,7 +4,7 @@ use crate::device::cpu::reference::{self, PagedKv, Rounding};
 use crate::device::{Act, BatchMeta, Device, Emit, KvLayer, Tensor, Write};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
-use crate::layers::Linear;
+use crate::layers::{Linear, RmsNorm};
 use crate::models::DecoderLayer;
 use crate::quant::ActQuant;
 
@@ -34,7 +34,10 @@ impl OpChecks<'_> {
             self.bounded("qk_norm", &qkv, of)?;
         }
         self.attention(host, steps)?;
-        self.linear(&layer.o, std::slice::from_ref(&host.o), &steps.attended, Write::Add)?;
+        if let (Some((norm, _)), Some((weight, _))) = (&layer.sub_norms, &host.sub_norms) {
+            self.sub_norm("attn_sub_norm", norm, weight, host.eps, &steps.attended, false)?;
+        }
+        self.linear(&layer.o, std::slice::from_ref(&host.o), &steps.attention_out, Write::Add)?;
         self.rms_norm(
             "post_attention_norm",
             &layer.post_attention_norm,
@@ -47,11 +50,15 @@ impl OpChecks<'_> {
         } else {
             self.linear(&layer.gate_up, &host.gate_up, &steps.mlp_normed, Write::Store)?;
         }
-        let k = host.down.weight.k();
-        let gate_up = self.rounded(&steps.gate_up);
-        let mut act = self.act(k)?;
-        self.device.silu_mul(&mut act, &self.upload(&gate_up)?, k, Emit::FLOATS, self.m())?;
-        self.bounded("silu_mul", &act.floats, |rounding| reference::silu_mul(&gate_up, k, rounding))?;
+        if let (Some((_, norm)), Some((_, weight))) = (&layer.sub_norms, &host.sub_norms) {
+            self.sub_norm("ffn_sub_norm", norm, weight, host.eps, &steps.gate_up, true)?;
+        } else {
+            let k = host.down.weight.k();
+            let gate_up = self.rounded(&steps.gate_up);
+            let mut act = self.act(k)?;
+            self.device.silu_mul(&mut act, &self.upload(&gate_up)?, k, Emit::FLOATS, self.m())?;
+            self.bounded("silu_mul", &act.floats, |rounding| reference::silu_mul(&gate_up, k, rounding))?;
+        }
         self.linear(&layer.down, std::slice::from_ref(&host.down), &steps.activated, Write::Add)
     }
 
@@ -83,10 +90,17 @@ impl OpChecks<'_> {
         Ok(())
     }
 
-    fn rms_norm(&mut self, op: &str, norm: &crate::layers::RmsNorm, weight: &[f32], eps: f32, x: &[f32]) -> Result<()> {
+    fn rms_norm(&mut self, op: &str, norm: &RmsNorm, weight: &[f32], eps: f32, x: &[f32]) -> Result<()> {
         let mut act = self.act(weight.len())?;
         norm.forward(self.device, &mut act, &self.device.upload(HostData::F32(x.to_vec()))?, Emit::FLOATS, self.m())?;
         self.bounded(op, &act.floats, |rounding| reference::rms_norm(x, weight, eps, rounding))
+    }
+
+    fn sub_norm(&mut self, op: &str, norm: &RmsNorm, weight: &[f32], eps: f32, x: &[f32], gated: bool) -> Result<()> {
+        let x = self.rounded(x);
+        let mut act = self.act(weight.len())?;
+        norm.forward_inner(self.device, &mut act, &self.upload(&x)?, gated, Emit::FLOATS, self.m())?;
+        self.bounded(op, &act.floats, |rounding| reference::sub_norm(&x, gated, weight, eps, rounding))
     }
 
     /// A linear layer and the op that prepares its input: codes and int8 results bit for bit, the rest bounded.

@@ -5,7 +5,7 @@ use crate::device::AttentionShape;
 use crate::device::cpu::reference::{self, PagedKv, Rounding};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
-use crate::models::{LayerTable, attention_shape};
+use crate::models::{LayerTable, SUB_NORMS, attention_shape};
 use crate::quant::{ActQuant, LinearWeight, Weight};
 
 /// How a number comes about: exactly, or as a kernel of a device computes it.
@@ -73,6 +73,8 @@ pub(super) struct HostLayer {
     pub(super) qkv: Vec<Named>,
     /// Norms of query and key heads.
     pub(super) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Norms inside attention and MLP.
+    pub(super) sub_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub(super) o: Named,
     pub(super) post_attention_norm: Vec<f32>,
     pub(super) gate_up: Vec<Named>,
@@ -89,7 +91,12 @@ impl HostLayer {
             Architecture::Qwen3 => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
             _ => None,
         };
+        let sub_norms = match config.architecture {
+            Architecture::BitNet => Some((norm(SUB_NORMS[0])?, norm(SUB_NORMS[1])?)),
+            _ => None,
+        };
         Ok(HostLayer {
+            sub_norms,
             input_norm: norm("input_layernorm")?,
             qkv: table.qkv.iter().map(|(name, _)| Named::read(checkpoint, name)).collect::<Result<_>>()?,
             qk_norm,
@@ -151,6 +158,8 @@ pub(super) struct Steps {
     pub(super) qk_normed: Vec<f32>,
     pub(super) rotated: Vec<f32>,
     pub(super) attended: Vec<f32>,
+    /// What the attention output takes: normalized where the model does that.
+    pub(super) attention_out: Vec<f32>,
     /// The residual stream between attention and MLP.
     pub(super) middle: Vec<f32>,
     pub(super) mlp_normed: Vec<f32>,
@@ -187,12 +196,19 @@ pub(super) fn layer(w: &HostLayer, x: &[f32], rows: &Rows, rope: &[f32], num_blo
     let cache_dtype = if let Rounding::As(dtype) = rounding { dtype } else { DType::F32 };
     let (k, v) = fill_cache(&rotated, rows, &w.shape, cache_dtype, num_blocks);
     let attended = narrow(reference::attention(&rotated, &paged(&k, &v, rows), &w.shape, rounding));
-    let middle = add(x, &w.o.forward(&attended, how));
+    let attention_out = match &w.sub_norms {
+        Some((norm, _)) => narrow(reference::sub_norm(&attended, false, norm, w.eps, rounding)),
+        None => attended.clone(),
+    };
+    let middle = add(x, &w.o.forward(&attention_out, how));
     let mlp_normed = narrow(reference::rms_norm(&middle, &w.post_attention_norm, w.eps, rounding));
     let gate_up = side_by_side(&w.gate_up, &mlp_normed, how);
-    let activated = narrow(reference::silu_mul(&gate_up, w.down.weight.k(), rounding));
+    let activated = match &w.sub_norms {
+        Some((_, norm)) => narrow(reference::sub_norm(&gate_up, true, norm, w.eps, rounding)),
+        None => narrow(reference::silu_mul(&gate_up, w.down.weight.k(), rounding)),
+    };
     let out = add(&middle, &w.down.forward(&activated, how));
-    Steps { normed, qkv, qk_normed, rotated, attended, middle, mlp_normed, gate_up, activated, out }
+    Steps { normed, qkv, qk_normed, rotated, attended, attention_out, middle, mlp_normed, gate_up, activated, out }
 }
 
 /// A cache filled with all rows, as attention reads it.

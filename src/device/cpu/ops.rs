@@ -117,6 +117,23 @@ pub(crate) fn rms_norm(
     emit_rows(device, out, &Producer::RmsNorm { x, weight, eps }, specified, emit, weight.len(), m)
 }
 
+#[allow(clippy::too_many_arguments)] // those of the op
+pub(crate) fn sub_norm(
+    device: &CpuDevice,
+    out: &mut Act,
+    x: &Tensor,
+    gated: bool,
+    weight: &Tensor,
+    eps: f32,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    let weight = f32s("sub_norm weight", weight, weight.len())?;
+    let x = f32s("sub_norm x", x, m * weight.len() * if gated { 2 } else { 1 })?;
+    let specified = || narrow(reference::sub_norm(x, gated, weight, eps, Rounding::Exact));
+    emit_rows(device, out, &Producer::SubNorm { x, gated, weight, eps }, specified, emit, weight.len(), m)
+}
+
 pub(crate) fn silu_mul(
     device: &CpuDevice,
     out: &mut Act,

@@ -19,6 +19,13 @@ pub(super) enum Producer<'a> {
         weight: &'a [f32],
         eps: f32,
     },
+    /// `[m, k]`, or gated `[m, 2 * k]`, gate first.
+    SubNorm {
+        x: &'a [f32],
+        gated: bool,
+        weight: &'a [f32],
+        eps: f32,
+    },
     /// `[m, 2 * k]`, gate first.
     SiluMul {
         gate_up: &'a [f32],
@@ -114,7 +121,22 @@ fn produce<S: Simd>(s: S, producer: &Producer<'_>, r: usize, y: &mut [f32]) {
     let k = y.len();
     match producer {
         Producer::Copy { x } => y.copy_from_slice(&x[r * k..][..k]),
-        Producer::RmsNorm { x, weight, eps } => rms_norm(s, &x[r * k..][..k], weight, *eps, y),
+        Producer::RmsNorm { x, weight, eps } => {
+            y.copy_from_slice(&x[r * k..][..k]);
+            rms_norm(s, y, weight, *eps);
+        }
+        Producer::SubNorm { x, gated: false, weight, eps } => {
+            y.copy_from_slice(&x[r * k..][..k]);
+            rms_norm(s, y, weight, *eps);
+        }
+        Producer::SubNorm { x, gated: true, weight, eps } => {
+            let (gate, up) = x[r * 2 * k..][..2 * k].split_at(k);
+            for ((y, &g), u) in y.iter_mut().zip(gate).zip(up) {
+                let g = if 0.0 > g { 0.0 } else { g };
+                *y = g * g * u;
+            }
+            rms_norm(s, y, weight, *eps);
+        }
         Producer::SiluMul { gate_up } => {
             let (gate, up) = gate_up[r * 2 * k..][..2 * k].split_at(k);
             for ((gate, up), y) in gate.chunks(16).zip(up.chunks(16)).zip(y.chunks_mut(16)) {
@@ -126,9 +148,9 @@ fn produce<S: Simd>(s: S, producer: &Producer<'_>, r: usize, y: &mut [f32]) {
 }
 
 #[inline(always)]
-fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let inverse = 1.0 / (sum_of_products(s, x, x) / x.len() as f32 + eps).sqrt();
-    y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = x * inverse * w);
+fn rms_norm<S: Simd>(s: S, row: &mut [f32], weight: &[f32], eps: f32) {
+    let inverse = 1.0 / (sum_of_products(s, row, row) / row.len() as f32 + eps).sqrt();
+    row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
 }
 
 /// `reference::quantize_rows` of one row: the same bits. Returns the scale and the zero point.

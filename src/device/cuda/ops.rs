@@ -3,7 +3,7 @@
 
 use super::abi::{
     EmbedArgs, EmitArgs, GatherRowsArgs, LogitsPart, LogitsStatsArgs, QkNormArgs, QuantizeArgs, RmsNormArgs, RopeArgs,
-    SiluMulArgs,
+    SiluMulArgs, SubNormArgs,
 };
 use super::{Buffer, CudaDevice, WORKSPACE_BYTES, abi};
 use crate::device::{Act, AttentionShape, Emit, Tensor};
@@ -103,21 +103,52 @@ pub(crate) fn rms_norm(
     let k = weight.len();
     let out = emit_args(device, out, emit, k)?;
     let args = RmsNormArgs { out, x: x.cuda()?.ptr(), weight: weight.cuda()?.ptr(), eps };
-    let grid = [u32_of(m)?, 1, 1];
     // SAFETY: the op table checked every buffer for m rows of k.
-    unsafe {
-        if emit.quant == ActQuant::None {
-            let function = format!("rms_norm_{}", device.suffix());
-            device.launch("ops/rms_norm", &function, grid, code_threads(device, m, &out), 0, &args)
-        } else {
-            let threads = code_threads(device, m, &out);
-            let function = match out.mode {
-                abi::LOWBIT_EMIT_OUTLIERS => format!("rms_norm_outliers_{}", device.suffix()),
-                _ => "rms_norm_int8".into(),
-            };
-            device.launch("ops/rms_norm", &function, grid, threads, staged_bytes(&out, threads), &args)
-        }
+    unsafe { launch_norm(device, "ops/rms_norm", "rms_norm", "int8", &args.out, m, &args) }
+}
+
+#[allow(clippy::too_many_arguments)] // those of the op
+pub(crate) fn sub_norm(
+    device: &CudaDevice,
+    out: &mut Act,
+    x: &Tensor,
+    gated: bool,
+    weight: &Tensor,
+    eps: f32,
+    emit: Emit<'_>,
+    m: usize,
+) -> Result<()> {
+    if m == 0 || weight.is_empty() {
+        return Ok(());
     }
+    let out = emit_args(device, out, emit, weight.len())?;
+    let args = SubNormArgs { out, x: x.cuda()?.ptr(), weight: weight.cuda()?.ptr(), eps, gated: gated.into() };
+    let int8 = format!("int8_{}", device.suffix());
+    // SAFETY: the op table checked every buffer for m rows of k.
+    unsafe { launch_norm(device, "ops/sub_norm", "sub_norm", &int8, &args.out, m, &args) }
+}
+
+/// Launches `op`, one block a row, as its kernel for floats, for codes (`int8`) or for codes beside outliers.
+///
+/// # Safety
+/// As [`CudaDevice::launch`].
+unsafe fn launch_norm<A: Copy>(
+    device: &CudaDevice,
+    module: &'static str,
+    op: &str,
+    int8: &str,
+    out: &EmitArgs,
+    m: usize,
+    args: &A,
+) -> Result<()> {
+    let (grid, suffix, threads) = ([u32_of(m)?, 1, 1], device.suffix(), code_threads(device, m, out));
+    let (function, shared) = match out.mode {
+        abi::LOWBIT_EMIT_FLOATS => (format!("{op}_{suffix}"), 0),
+        abi::LOWBIT_EMIT_OUTLIERS => (format!("{op}_outliers_{suffix}"), staged_bytes(out, threads)),
+        _ => (format!("{op}_{int8}"), staged_bytes(out, threads)),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { device.launch(module, &function, grid, threads, shared, args) }
 }
 
 pub(crate) fn silu_mul(

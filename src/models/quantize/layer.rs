@@ -172,6 +172,10 @@ impl HostLayer {
         scheme: impl Fn(&str) -> Option<LayerScheme>,
     ) -> Result<HostLayer> {
         let config = checkpoint.config();
+        if config.architecture == Architecture::BitNet {
+            let what = "quantizing BitNet models: they are trained for ternary weights";
+            return Err(Error::unsupported(what, "Use another model; this one runs as it is"));
+        }
         let norm = |name: &str| HostNorm::read(checkpoint, format!("{}.{name}.weight", table.prefix));
         let qk_norm = match config.architecture {
             Architecture::Qwen3 => Some([norm("self_attn.q_norm")?, norm("self_attn.k_norm")?]),
@@ -201,6 +205,7 @@ impl HostLayer {
             input_norm: norm(&self.norms[0])?,
             qkv: linear(Slot::Qkv)?,
             qk_norm,
+            sub_norms: None,
             o: linear(Slot::O)?,
             post_attention_norm: norm(&self.norms[1])?,
             gate_up: linear(Slot::GateUp)?,

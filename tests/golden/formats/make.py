@@ -238,14 +238,15 @@ def bitnet():
     weight = (torch.randn((12, 40), generator=g) * 0.02).bfloat16()
     case("bitnet-online", config("autobitlinear", "online"), dict(weight=weight), WeightQuant.apply(weight.float()))
 
-    # A whole model, read and run by transformers in float32 as either linear class.
+    # A whole model, read and run by transformers in float32 as a Llama of either linear class, and as a BitNet.
+    g = torch.Generator().manual_seed(404)  # one with which no activation is at a rounding boundary
     folder = os.path.join(sys.argv[1], "..", "bitnet")
     os.makedirs(folder, exist_ok=True)
     hidden, inner, vocab = 128, 256, 256
     tensors = {"model.embed_tokens.weight": torch.randn((vocab, hidden), generator=g).bfloat16(), "model.norm.weight": torch.rand(hidden, generator=g).bfloat16() * 0.2}
     for layer in range(2):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = (torch.rand(hidden, generator=g) + 0.5).bfloat16()
+        for name, k in [("input_layernorm", hidden), ("post_attention_layernorm", hidden), ("self_attn.attn_sub_norm", 128), ("mlp.ffn_sub_norm", inner)]:
+            tensors[f"model.layers.{layer}.{name}.weight"] = (torch.rand(k, generator=g) + 0.5).bfloat16()
         for name, n, k in [("self_attn.q_proj", 128, hidden), ("self_attn.k_proj", 64, hidden), ("self_attn.v_proj", 64, hidden), ("self_attn.o_proj", hidden, 128),
                            ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden), ("mlp.down_proj", hidden, inner)]:
             tensors[f"model.layers.{layer}.{name}.weight"] = pack_weights(torch.randint(-1, 2, (n, k), generator=g))
@@ -254,16 +255,17 @@ def bitnet():
                  num_attention_heads=2, num_key_value_heads=1, head_dim=64, hidden_act="silu", max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000.0,
                  tie_word_embeddings=True)
     ids, out = torch.randint(0, vocab, (1, 24), generator=g), {}
-    for linear_class in ("autobitlinear", "bitlinear"):  # the last stays
+    bitnet = dict(model, architectures=["BitNetForCausalLM"], model_type="bitnet", hidden_act="relu2")
+    for what, shape, linear_class in [("bitnet", bitnet, "autobitlinear"), ("autobitlinear", model, "autobitlinear"), ("bitlinear", model, "bitlinear")]:  # the last stays
         with open(os.path.join(folder, "config.json"), "w") as f:
-            json.dump(dict(model, quantization_config=config(linear_class, skipped=None)), f, indent=1)
+            json.dump(dict(shape, quantization_config=config(linear_class, skipped=None)), f, indent=1)
         scaled = {name: (1 / t.float() if linear_class == "autobitlinear" and name.endswith("_scale") else t).contiguous() for name, t in tensors.items()}
         save_file(scaled, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
         with torch.no_grad():
             loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             if linear_class == "autobitlinear":
                 torch.nn.Module.float(loaded)  # it unpacks to bfloat16
-            out[linear_class] = loaded(ids).logits[0].contiguous()
+            out[what] = loaded(ids).logits[0].contiguous()
     save_file(dict(out, ids=ids[0].int()), os.path.join(folder, "logits.safetensors"))
 
 

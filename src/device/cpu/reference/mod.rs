@@ -20,7 +20,7 @@ pub use linear::{linear_dense, linear_int8, linear_of_codes, linear_quant};
 pub(in crate::device::cpu) use rows::asymmetric;
 pub use rows::{
     Codes, INT16_BLOCK, INT16_MAX, INT16_SMALLEST, LogitsStats, embed, gather_columns, gather_rows, logits_stats,
-    quantize_rows, rms_norm, round_int16, silu_mul, split_outliers,
+    quantize_rows, rms_norm, round_int16, silu_mul, split_outliers, sub_norm,
 };
 
 use half::{bf16, f16};

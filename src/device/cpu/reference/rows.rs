@@ -29,14 +29,33 @@ pub fn gather_columns<T: Copy>(x: &[T], order: &[u32]) -> Vec<T> {
 
 /// RMSNorm: `x / sqrt(mean(x^2) + eps) * weight` per row. Source: Zhang and Sennrich 2019, arXiv 1910.07467.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, rounding: Rounding) -> Vec<f64> {
+    let norm = |row: &[f32]| norm_row(row.iter().map(|&x| f64::from(x)).collect(), weight, eps, rounding);
+    x.par_chunks(weight.len()).flat_map_iter(norm).collect()
+}
+
+fn norm_row(row: Vec<f64>, weight: &[f32], eps: f32, rounding: Rounding) -> Vec<f64> {
+    let mean = rounding.carry(rounding.dot(&row, &row) / row.len() as f64);
+    let inverse = rounding.carry(1.0 / (mean + f64::from(eps)).sqrt());
+    row.iter().zip(weight).map(|(x, &w)| rounding.round(rounding.carry(x * inverse) * f64::from(w))).collect()
+}
+
+/// RMSNorm of the rows of `x`, or where `gated` of `relu(gate)^2 * up` with rows of gate, then up. Source: the norms inside attention
+/// and MLP of BitNet b1.58 2B4T, Ma et al. 2025, arXiv 2504.12285.
+pub fn sub_norm(x: &[f32], gated: bool, weight: &[f32], eps: f32, rounding: Rounding) -> Vec<f64> {
     let k = weight.len();
-    let norm = |row: &[f32]| -> Vec<f64> {
-        let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
-        let mean = rounding.carry(rounding.dot(&row, &row) / k as f64);
-        let inverse = rounding.carry(1.0 / (mean + f64::from(eps)).sqrt());
-        row.iter().zip(weight).map(|(x, &w)| rounding.round(rounding.carry(x * inverse) * f64::from(w))).collect()
+    let gate = |g: f32, u: f32| {
+        let g = f64::from(if 0.0 > g { 0.0 } else { g });
+        rounding.carry(rounding.carry(g * g) * f64::from(u))
     };
-    x.par_chunks(k).flat_map_iter(norm).collect()
+    let norm = |row: &[f32]| {
+        let (x, up) = row.split_at(k);
+        let row = match gated {
+            true => x.iter().zip(up).map(|(&g, &u)| gate(g, u)).collect(),
+            false => x.iter().map(|&x| f64::from(x)).collect(),
+        };
+        norm_row(row, weight, eps, rounding)
+    };
+    x.par_chunks(if gated { 2 * k } else { k }).flat_map_iter(norm).collect()
 }
 
 /// `silu(gate) * up` per row of `[m, 2 * k]`, gate first; `silu(g) = g / (1 + exp(-g))`.
