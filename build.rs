@@ -18,7 +18,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail};
 use toolchain::Toolchain;
 
-const ABI: &str = "kernels/abi.h";
+const ABI: [&str; 2] = ["kernels/abi.h", "kernels/abi_w4a8.h"];
 
 fn main() {
     // An error is printed as lines of cargo's own: returned from `main` it would drown in a backtrace.
@@ -88,19 +88,19 @@ fn embedded(toolchain: &Toolchain, archs: &[&str], names: &[String]) -> Result<S
     Ok(text)
 }
 
-/// `kernels/abi.h` as Rust structs and constants, with assertions that both sides lay them out alike.
+/// [`ABI`] as Rust structs and constants, with assertions that both sides lay them out alike.
 fn abi() -> Result<String> {
     let bindings = bindgen::Builder::default()
-        .header(ABI)
+        .headers(ABI)
         .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments"])
-        .allowlist_file(r".*kernels/abi(_linear)?\.h")
+        .allowlist_file(r".*kernels/abi(_linear|_w4a8)?\.h")
         .use_core()
         .derive_default(true)
         .prepend_enum_name(false)
         .rust_edition(bindgen::RustEdition::Edition2024)
         .formatter(bindgen::Formatter::None)
         .generate()
-        .with_context(|| format!("{ABI} cannot be read by bindgen"))?;
+        .with_context(|| format!("{ABI:?} cannot be read by bindgen"))?;
     Ok(bindings.to_string())
 }
 

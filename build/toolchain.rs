@@ -92,7 +92,7 @@ fn find_libclang(wheels: &[PathBuf]) -> Result<()> {
         bail!(
             "nvcc is there, but libclang, which reads {} for Rust, is not. Install it (Debian: libclang-dev), \
              set LIBCLANG_PATH to its folder, or run `scripts/install-cuda-toolchain`",
-            crate::ABI
+            crate::ABI[0]
         );
     }
     Ok(())

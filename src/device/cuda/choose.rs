@@ -3,7 +3,7 @@
 //! The tables repeat the configurations at the end of each `.cu` file; a test compares them.
 
 use super::pack::Layout;
-use super::{Grid, choose_sm90, choose_w4a16};
+use super::{Grid, choose_sm90, choose_w4a8, choose_w4a16};
 use crate::device::{Activation, Epilogue, GROUP_OUTPUTS, Output};
 
 /// One launch, all but its arguments.
@@ -128,6 +128,7 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
             let function = format!("gemm_grouped_w{bits}a8_{shape}");
             tiled(p, m, tile, "gemm_w4a8/sm80", function, format!("w{bits} {shape}"), shared)
         }
+        Layout::Blocks4(shape) => choose_w4a8::w4a8(p, shape, m),
         Layout::Blocks16(shape) => choose_w4a16::w4a16(p, shape, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS => gemv(p, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => w4a16(p, m),

@@ -6,15 +6,15 @@ use std::ffi::c_void;
 use half::{bf16, f16};
 
 use super::abi::{
-    self, Gemm16BitArgs, GemmAnyArgs, GemmW4A8Args, GemmW4A16Args, GemmW4A16Sm90Args, GemmW8A8Args, GemmW8A8Sm90Args,
-    LinearOut,
+    self, Gemm16BitArgs, GemmAnyArgs, GemmW4A8Args, GemmW4A8Sm90Args, GemmW4A16Args, GemmW4A16Sm90Args, GemmW8A8Args,
+    GemmW8A8Sm90Args, LinearOut,
 };
 use super::blas::Product;
 use super::choose::Launch;
 use super::ops::{flip, u32_of};
 use super::pack::{CudaPacked, Layout, padded_n};
 use super::pack_blocks::{COLUMNS, ROWS};
-use super::{Buffer, CudaDevice, tensor_map};
+use super::{Buffer, CudaDevice, choose_w4a8, tensor_map};
 use crate::device::{Act, Activation, Columns, Output, PackedBody, PackedWeight, Tensor, Write};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -116,6 +116,26 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                     x_zero: x_zero_as_read,
                     k,
                     x_unsigned: u32::from(x_flip != 0),
+                };
+                start(device, &launch, &args)
+            }
+            Layout::Blocks4(shape) => {
+                let ring = choose_w4a8::ring(&launch, shape);
+                let args = GemmW4A8Sm90Args {
+                    x: tensor_map::matrix(input.ptr(), m, w.k, launch.box_rows)?,
+                    y,
+                    w: w.weights.ptr(),
+                    x_scales,
+                    w_scales: pointer(&w.scales),
+                    x_zeros,
+                    x_zero: x_zero_as_read,
+                    row_blocks: u32_of(w.n.div_ceil(ROWS))?,
+                    k_blocks: u32_of(w.k.div_ceil(COLUMNS))?,
+                    block_bytes: u32_of(shape.bytes())?,
+                    parts: u32_of(shape.parts)?,
+                    group_blocks: u32_of(shape.group_blocks)?,
+                    stages: u32_of(ring.stages)?,
+                    stage_bytes: u32_of(ring.stage_bytes)?,
                 };
                 start(device, &launch, &args)
             }

@@ -10,6 +10,7 @@ mod blas;
 mod choose;
 mod choose_sm90;
 mod choose_w4a16;
+mod choose_w4a8;
 mod embedded;
 mod graph;
 mod linear;
@@ -19,6 +20,7 @@ mod nvml;
 pub(crate) mod ops;
 mod pack;
 mod pack_blocks;
+mod pack_w4a8;
 mod probe;
 mod tensor_map;
 
@@ -77,6 +79,8 @@ struct Inner {
     sm: u32,
     /// Kernels of sm_90a are chosen where there are any.
     uses_sm90: bool,
+    /// The one of W4A8 too.
+    uses_w4a8_sm90: bool,
     sm_count: u32,
     /// Opt-in limit of shared memory per block, bytes.
     max_shared: u32,
@@ -133,10 +137,12 @@ impl CudaDevice {
         let stream = context.new_stream().map_err(|e| failure("open", e))?;
         // SAFETY: the context was bound by its creation; freed in Inner's drop.
         let workspace = unsafe { result::malloc_sync(WORKSPACE_BYTES) }.map_err(|e| failure("workspace", e))?;
+        let uses_sm90 = sm == 90 && !force_ptx && embedded::ARCHS.contains(&"sm_90");
         let inner = Inner {
             name,
             sm: if force_ptx { 80 } else { sm },
-            uses_sm90: sm == 90 && !force_ptx && embedded::ARCHS.contains(&"sm_90"),
+            uses_sm90,
+            uses_w4a8_sm90: uses_sm90 && std::env::var("LOWBIT_W4A8_SM90").is_ok_and(|v| v == "1"),
             sm_count,
             max_shared: max_shared.max(0) as u32,
             dtype,
@@ -180,6 +186,12 @@ impl CudaDevice {
     /// were compiled.
     pub fn uses_sm90(&self) -> bool {
         self.inner.uses_sm90
+    }
+
+    /// True where 4-bit weights are packed for gemm_w4a8/sm90: where [`Self::uses_sm90`], on request by
+    /// `LOWBIT_W4A8_SM90=1` in the environment.
+    pub fn uses_w4a8_sm90(&self) -> bool {
+        self.inner.uses_w4a8_sm90
     }
 
     /// Streaming multiprocessors.

@@ -4,11 +4,12 @@ use rayon::prelude::*;
 
 use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
-use super::pack_blocks::BlockShape;
+use super::pack_blocks::{BlockShape, ROWS};
+use super::pack_w4a8::NibbleShape;
 use super::{Buffer, CudaDevice};
 use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
-use crate::dtype::HostData;
+use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
 
@@ -19,6 +20,8 @@ pub(super) enum Layout {
     Rows8,
     /// The same in blocks of 64 x 128, as sm_90's products read them from shared memory: gemm_w8a8 on sm_90.
     Blocks8,
+    /// 4-bit codes in blocks of 64 x 128 for int8 activations: gemm_w4a8 on sm_90.
+    Blocks4(NibbleShape),
     /// Fragment order for int8 activations: gemm_w4a8. 4-bit codes, or 8-bit codes minus their zero points.
     Fragments8Bit { bits: usize },
     /// Fragment order for 16-bit activations: gemm_w4a16. Codes of 4 or 8 bits.
@@ -86,7 +89,11 @@ impl CudaPacked {
     pub(super) fn takes_int8(&self) -> bool {
         matches!(
             self.layout,
-            Layout::Rows8 | Layout::Blocks8 | Layout::Fragments8Bit { .. } | Layout::Canonical { int8: true }
+            Layout::Rows8
+                | Layout::Blocks8
+                | Layout::Blocks4(_)
+                | Layout::Fragments8Bit { .. }
+                | Layout::Canonical { int8: true }
         )
     }
 
@@ -158,17 +165,14 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
         }
         Weight::Quant(mut q) => {
             order = q.order.take().map(|order| upload(HostData::U32(order))).transpose()?;
-            let blocks = match weight.activation {
-                ActQuant::None if device.uses_sm90() => BlockShape::of(&q, device.dtype()),
+            let activation = weight.activation;
+            let blocks = match activation {
+                ActQuant::None if device.uses_sm90() => HostPacked::blocks16(&q, device.dtype()),
+                ActQuant::None | ActQuant::LlmInt8 { .. } => None,
+                _ if device.uses_w4a8_sm90() => HostPacked::blocks4(&q),
                 _ => None,
             };
-            match blocks {
-                Some(shape) => {
-                    let weights = HostData::U8(shape.pack(&q, device.dtype()));
-                    HostPacked { zero: q.zeros[0] as u32, ..HostPacked::new(Layout::Blocks16(shape), weights) }
-                }
-                None => HostPacked::quant(&q, weight.activation, device.uses_sm90()),
-            }
+            blocks.unwrap_or_else(|| HostPacked::quant(&q, activation, device.uses_sm90()))
         }
     };
     if epilogue.output == Output::Groups && !matches!(host.layout, Layout::Rows8 | Layout::Blocks8) {
@@ -215,6 +219,20 @@ impl HostPacked {
         HostPacked { layout, weights, zero: 0, scales: None, zeros: None, sums: None }
     }
 
+    /// In blocks for 16-bit activations on sm_90, where those hold `q`.
+    fn blocks16(q: &QuantWeight, dtype: DType) -> Option<Self> {
+        let shape = BlockShape::of(q, dtype)?;
+        let weights = HostData::U8(shape.pack(q, dtype));
+        Some(HostPacked { zero: q.zeros[0] as u32, ..HostPacked::new(Layout::Blocks16(shape), weights) })
+    }
+
+    /// In blocks for int8 activations on sm_90, where those hold `q`.
+    fn blocks4(q: &QuantWeight) -> Option<Self> {
+        let shape = NibbleShape::of(q)?;
+        let scales = shape.one_group.then(|| padded(q.scales.clone(), ROWS));
+        Some(HostPacked { scales, ..HostPacked::new(Layout::Blocks4(shape), HostData::U8(shape.pack(q))) })
+    }
+
     fn quant(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Self {
         let layout = layout(q, activation, sm90);
         let weights = match layout {
@@ -229,7 +247,7 @@ impl HostPacked {
             Layout::Fragments16Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_16BIT)),
             Layout::FragmentsCodebook => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_CODEBOOK)),
             Layout::Canonical { .. } | Layout::CanonicalCodebook => HostData::U8(q.codes.clone()),
-            Layout::Dense { .. } | Layout::Blocks16(_) => unreachable!("`layout` returns neither"),
+            Layout::Dense { .. } | Layout::Blocks16(_) | Layout::Blocks4(_) => unreachable!("not of `layout`"),
         };
         let mut host = HostPacked::new(layout, weights);
         let asymmetric_input = activation.zero_point() != 0 || activation == ActQuant::DynamicAsymmetric;

@@ -1,0 +1,167 @@
+// W4A8 on sm_90a: tiles of 64 GROUPS rows of w by TOKENS rows of x.
+//
+// Blocks:   as many as run at once, each walking over tiles.
+// Threads:  GROUPS warpgroups of 64 x TOKENS sums each, then 1 + GROUPS warps of which a lane each feeds the copy engine: x,
+//           and the weights of one warpgroup; where sums fill the registers they are of a warpgroup that leaves its own to
+//           the others.
+// Shared:   a ring of stages of 128 columns; then, for each warpgroup, room to turn its tile over.
+// Numerics: a warpgroup has all of k of its outputs, so that it adds up groups in order. Products are exact in int32.
+// Overlap:  warpgroups take stages each at its own pace: one makes floats of its sums beside the products of others. The
+//           weights of the first stages are asked for while the kernel that makes x still runs.
+#pragma once
+
+#include "gemm_w4a8/epilogue_sm90.cuh"
+#include "gemm_w4a8/sm90_block.cuh"
+
+// X: int8_t or uint8_t.
+template <typename X, int TOKENS, int GROUPS>
+struct GemmW4A8Tile {
+  static constexpr bool LARGE = TOKENS >= 128;
+  static constexpr int THREADS = 128 * GROUPS + (LARGE ? 128 : 32 * (1 + GROUPS));
+  static_assert(!LARGE || GROUPS <= 3, "a warpgroup feeds the ring");
+  // Of a thread of a large tile: what the producer's warpgroup gives up, the others take.
+  static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
+  static constexpr uint32_t ROWS = 64 * GROUPS, X_BYTES = TOKENS * 128;
+  using Tile = TokenTile<TOKENS>;
+  using Tiles = BandedTiles<ROWS, TOKENS, 2048 / TOKENS>;
+
+  // What feeds the ring, a lane of each of its warps: the first copies x,
+  static __device__ __forceinline__ void produce_x(const GemmW4A8Sm90Args& args, BlockRing ring) {
+    const Tiles tiles(args.y.m, args.y.n);
+    prefetch_map(args.x);
+    wait_for_dependencies();
+    for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+      const uint32_t token = tiles.at(index).x * TOKENS;
+      for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance()) {
+        barrier_wait(ring.empty(), ring.parity ^ 1);
+        barrier_expect(ring.full(), X_BYTES);
+        copy_box(ring.base + ring.offset(), args.x, k_block * 128, token, ring.full(), L2_EVICT_NORMAL);
+      }
+    }
+  }
+  // the others the weights of one warpgroup each, which no kernel before this one makes.
+  static __device__ __forceinline__ void produce_w(const GemmW4A8Sm90Args& args, BlockRing ring, uint32_t group) {
+    const Tiles tiles(args.y.m, args.y.n);
+    const uint64_t policy = args.y.m <= TOKENS ? L2_EVICT_FIRST : L2_EVICT_NORMAL;
+    const uint32_t to = ring.base + X_BYTES + group * args.block_bytes;
+    for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+      const uint32_t row_block = tiles.at(index).y * GROUPS + group;
+      const uint8_t* w = args.w + static_cast<size_t>(row_block) * args.k_blocks * args.block_bytes;
+      for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance(), w += args.block_bytes) {
+        barrier_wait(ring.empty(), ring.parity ^ 1);
+        if (row_block < args.row_blocks) {
+          barrier_expect(ring.full(), args.block_bytes);
+          copy_bulk(to + ring.offset(), w, args.block_bytes, ring.full(), policy);
+        } else {
+          barrier_arrive(ring.full());
+        }
+      }
+    }
+  }
+
+  // Products of STEPS times 32 columns of a block, from 32 `first` on, onto `sums` or in their place. With ZEROS adds to
+  // `w_sums` those of the thread's rows.
+  template <int STEPS, bool ZEROS>
+  static __device__ __forceinline__ void multiply(const WeightBlock4& block, uint64_t x, uint32_t first, bool onto,
+                                                  int32_t (&sums)[TOKENS / 2], int2& w_sums) {
+    uint32_t a[STEPS][4];
+    block.load(first, a);
+    if (ZEROS) add_rows(a, w_sums);
+    products_fence();
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) Product8Bit<int8_t, X, TOKENS>::run(sums, a[i], x + 2 * (first + i), onto || i != 0);
+    products_commit();
+    products_wait<0>();
+  }
+
+  // Sums over groups in ascending order: groups of whole blocks where PARTS is 1, else PARTS in a block. ZEROS: rows of x
+  // have zero points.
+  template <int PARTS, bool ZEROS>
+  static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
+                                                    const uint8_t* shared, float (&acc)[TOKENS / 2]) {
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; ++i) acc[i] = 0.0f;
+    int32_t sums[TOKENS / 2];
+    for (uint32_t begin = 0; begin < args.k_blocks;) {
+      const uint32_t end = PARTS == 1 ? min(begin + args.group_blocks, args.k_blocks) : begin + 1;
+      float2 scale = make_float2(0.0625f, 0.0625f);  // where there is one group
+      int2 w_sums = make_int2(0, 0);
+      const auto flush = [&] {
+        if (ZEROS) tile.correct(sums, w_sums);
+        if (PARTS == 1 && args.y.mode == LOWBIT_OUT_FIXED) {
+#pragma unroll
+          for (int i = 0; i < TOKENS / 2; ++i) acc[i] = __int_as_float(sums[i] >> 4);
+          return;
+        }
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; ++i) {
+          acc[i] = __fmaf_rn(__int2float_rn(sums[i]), i % 4 < 2 ? scale.x : scale.y, acc[i]);
+          asm volatile("" : "+f"(acc[i]));  // done before the next product: else sums are kept in registers beyond it
+        }
+      };
+      for (uint32_t k_block = begin; k_block < end; ++k_block, ring.advance()) {
+        barrier_wait(ring.full(), ring.parity);
+        const WeightBlock4 block(shared + ring.offset() + X_BYTES + threadIdx.x / 128 * args.block_bytes);
+        const uint64_t x = matrix_descriptor(ring.base + ring.offset());
+#pragma unroll 1
+        for (uint32_t part = 0; part < PARTS; ++part) {
+          if (args.w_scales == nullptr) scale = block.scale(part);
+          if (PARTS != 1) w_sums = make_int2(0, 0);
+          multiply<4 / PARTS, ZEROS>(block, x, part * 4 / PARTS, PARTS == 1 && k_block != begin, sums, w_sums);
+          if (part == PARTS - 1 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
+          if (PARTS != 1) flush();
+        }
+      }
+      if (PARTS == 1) flush();
+      begin = end;
+    }
+  }
+  template <bool ZEROS>
+  static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
+                                                    const uint8_t* shared, float (&acc)[TOKENS / 2]) {
+    switch (args.parts) {
+      case 1: return accumulate<1, ZEROS>(args, tile, ring, shared, acc);
+      case 2: return accumulate<2, ZEROS>(args, tile, ring, shared, acc);
+      default: return accumulate<4, ZEROS>(args, tile, ring, shared, acc);
+    }
+  }
+
+  static __device__ __forceinline__ void consume(const GemmW4A8Sm90Args& args, BlockRing ring, uint8_t* shared) {
+    const Tiles tiles(args.y.m, args.y.n);
+    const uint32_t group = GROUPS == 1 ? 0 : threadIdx.x / 128;
+    Tile out(args, shared + ring.end() + group * Tile::BYTES, 1 + group);
+    wait_for_dependencies();
+    for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+      const uint2 tile = tiles.at(index);
+      out.begin(tile.x * TOKENS);
+      float acc[TOKENS / 2];
+      if (!has_zeros(args)) {
+        accumulate<false>(args, out, ring, shared, acc);
+      } else {
+        accumulate<true>(args, out, ring, shared, acc);
+      }
+      out.store((tile.y * GROUPS + group) * 64, acc);
+    }
+  }
+
+  static __device__ __forceinline__ void run(const GemmW4A8Sm90Args& args) {
+    extern __shared__ __align__(1024) uint8_t shared[];
+    const BlockRing ring(args, shared_address(shared));
+    if (threadIdx.x == 0) ring.init(1 + GROUPS, 4 * GROUPS);
+    __syncthreads();
+    launch_dependents();
+    if (threadIdx.x < 128 * GROUPS) {
+      if constexpr (LARGE) more_registers<CONSUMER_REGISTERS>();
+      consume(args, ring, shared);
+    } else {
+      if constexpr (LARGE) fewer_registers<PRODUCER_REGISTERS>();
+      const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32 - 4 * GROUPS, 0);
+      if (warp > GROUPS || !elect_lane()) return;
+      if (warp == 0) {
+        produce_x(args, ring);
+      } else {
+        produce_w(args, ring, warp - 1);
+      }
+    }
+  }
+};

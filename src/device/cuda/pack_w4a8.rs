@@ -1,0 +1,208 @@
+//! 4-bit weights in blocks of 64 rows x 128 columns, each with the scales of its groups beside its codes: what
+//! gemm_w4a8/sm90 reads (docs/formats.md, "Kernel layouts").
+
+use rayon::prelude::*;
+
+use super::pack_blocks::{COLUMNS, ROWS};
+use crate::quant::QuantWeight;
+
+/// Bytes of a block's codes.
+const CODE_BYTES: usize = ROWS * COLUMNS / 2;
+/// Most columns of a group: 255 steps of x, times 16 * 8 of w, stay inside an int32.
+const MOST_COLUMNS: usize = (i32::MAX / (255 * 128)) as usize;
+
+/// What a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NibbleShape {
+    /// One scale an output, which does not lie in blocks.
+    pub(super) one_group: bool,
+    /// Groups of a block, of equally many columns: 1, 2 or 4.
+    pub(super) parts: usize,
+    /// Blocks of a group.
+    pub(super) group_blocks: usize,
+}
+
+impl NibbleShape {
+    /// The shape of `q`'s blocks. `None` where the layout does not hold `q`: more than 4 bits, a code minus its zero point outside -8 to 7,
+    /// groups other than all of k, 32, 64 and multiples of 128 columns, k no multiple of 16, and scales of which a
+    /// sixteenth is not exact.
+    pub(super) fn of(q: &QuantWeight) -> Option<Self> {
+        let one_group = q.groups() == 1;
+        let columns = q.group_size.min(q.k);
+        let (parts, group_blocks) = match columns {
+            _ if one_group => (1, q.k.div_ceil(COLUMNS)),
+            32 => (4, 1),
+            64 => (2, 1),
+            _ if columns.is_multiple_of(COLUMNS) => (1, columns / COLUMNS),
+            _ => return None,
+        };
+        let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16) && columns <= MOST_COLUMNS;
+        let exact = |&scale: &f32| one_group || sixteenth(scale) * 16.0 == scale;
+        if !fits || !q.scales.par_iter().all(exact) || !(0..q.n).into_par_iter().all(|r| row_fits(q, r)) {
+            return None;
+        }
+        Some(NibbleShape { one_group, parts, group_blocks })
+    }
+
+    /// Bytes of a block.
+    pub(super) fn bytes(&self) -> usize {
+        CODE_BYTES + if self.one_group { 0 } else { self.parts * ROWS * 4 }
+    }
+
+    /// `q`'s blocks: those of rows 0 to 63 in ascending columns, then those of the next rows. What lies beyond `q` is 0.
+    pub(super) fn pack(&self, q: &QuantWeight) -> Vec<u8> {
+        let row_bytes = q.k.div_ceil(COLUMNS) * self.bytes();
+        let mut bytes = vec![0; q.n.div_ceil(ROWS) * row_bytes];
+        bytes.par_chunks_mut(row_bytes).enumerate().for_each(|(row_block, bytes)| {
+            for (k_block, bytes) in bytes.chunks_exact_mut(self.bytes()).enumerate() {
+                let (codes, scales) = bytes.split_at_mut(CODE_BYTES);
+                pack_codes(q, row_block * ROWS, k_block * COLUMNS, codes);
+                self.pack_scales(q, row_block * ROWS, k_block * COLUMNS, scales);
+            }
+        });
+        bytes
+    }
+
+    /// For each group sixteenths of 64 scales, in pairs of outputs 8 apart.
+    fn pack_scales(&self, q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
+        for (at, value) in bytes.chunks_exact_mut(4).enumerate() {
+            let (part, i) = (at / ROWS, at % ROWS);
+            let row = first_row + i / 16 * 16 + i % 2 * 8 + i / 2 % 8;
+            let column = first_column + part * (COLUMNS / self.parts);
+            if row < q.n && column < q.k {
+                let scale = q.scales[row * q.groups() + column / q.group_size];
+                value.copy_from_slice(&sixteenth(scale).to_le_bytes());
+            }
+        }
+    }
+}
+
+fn sixteenth(scale: f32) -> f32 {
+    scale * 0.0625
+}
+
+/// Row `r`'s codes minus their zero points are four bits of two's complement.
+fn row_fits(q: &QuantWeight, r: usize) -> bool {
+    let (groups, codes) = (q.groups(), &q.codes[r * q.k..(r + 1) * q.k]);
+    codes.chunks(q.group_size).zip(&q.zeros[r * groups..]).all(|(codes, &zero)| {
+        zero.fract() == 0.0 && codes.iter().all(|&code| (-8.0..8.0).contains(&(f32::from(code) - zero)))
+    })
+}
+
+/// A thread's sixteen bytes follow each other, those of 128 threads make 2 KB: 64 columns.
+fn pack_codes(q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
+    let nibble = |row: usize, column: usize| {
+        if row >= q.n || column >= q.k {
+            return 0;
+        }
+        let zero = q.zeros[row * q.groups() + column / q.group_size];
+        (i32::from(q.codes[row * q.k + column]) - zero as i32) as u8 & 15
+    };
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let (half, thread, word) = (at / 2048, at / 16 % 128, at / 4 % 4);
+        let row = first_row + thread / 32 * 16 + thread % 32 / 4;
+        let column = first_column + half * 64 + word * 16 + thread % 4 * 4 + at % 4;
+        *byte = nibble(row, column) | nibble(row + 8, column) << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(n: usize, k: usize, bits: u8, group_size: usize) -> QuantWeight {
+        let groups = k.div_ceil(group_size);
+        QuantWeight {
+            n,
+            k,
+            bits,
+            group_size,
+            codes: (0..n * k).map(|i| ((i * 2_654_435_761_usize) >> 7) as u8 & ((1u16 << bits) - 1) as u8).collect(),
+            scales: (0..n * groups).map(|i| 0.1 * (1.0 + i as f32)).collect(),
+            zeros: vec![f32::from(1u8 << (bits - 1)); n * groups],
+            order: None,
+            codebook: None,
+        }
+    }
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[4 * at..4 * at + 4].try_into().expect("four bytes"))
+    }
+
+    #[test]
+    fn worked_block_is_as_documented() {
+        let q = QuantWeight {
+            codes: (0..64 * 128).map(|i| ((i / 128 + i % 128) % 16) as u8).collect(),
+            scales: (0..64).map(|r| (r + 1) as f32).collect(),
+            // Two groups, so that scales lie in blocks.
+            ..weight(64, 128, 4, 128)
+        };
+        let q = QuantWeight {
+            k: 256,
+            codes: q.codes.chunks(128).flat_map(|row| [row, row].concat()).collect(),
+            scales: q.scales.iter().flat_map(|&s| [s, s]).collect(),
+            zeros: vec![8.0; 128],
+            ..q
+        };
+        let shape = NibbleShape::of(&q).expect("a block holds it");
+        assert_eq!(shape, NibbleShape { one_group: false, parts: 1, group_blocks: 1 });
+        let bytes = shape.pack(&q);
+        assert_eq!(bytes.len(), 2 * (4096 + 256));
+        // Thread 0: rows 0 and 8, columns 0 to 3. Thread 5: rows 1 and 9, columns 4 to 7.
+        assert_eq!(word(&bytes, 0), 0x3b2a_1908);
+        assert_eq!(word(&bytes, 4 * 5), 0x807f_6e5d);
+        // Sixteenths of the scales of rows 0 and 8: 1 and 9.
+        assert_eq!((word(&bytes, 1024), word(&bytes, 1025)), ((1.0f32 / 16.0).to_bits(), (9.0f32 / 16.0).to_bits()));
+    }
+
+    /// Every code and scale comes back by the formulas of docs/formats.md, whatever the shape, and padding is 0.
+    #[test]
+    fn every_value_is_where_the_formulas_say() {
+        for (n, k, group_size, bits) in [
+            (1, 16, 16, 4),
+            (70, 144, 32, 4),
+            (65, 272, 64, 3),
+            (130, 400, 128, 4),
+            (64, 768, 256, 2),
+            (33, 144, 144, 4),
+        ] {
+            let q = weight(n, k, bits, group_size);
+            let shape = NibbleShape::of(&q).expect("a block holds it");
+            let bytes = shape.pack(&q);
+            let k_blocks = k.div_ceil(128);
+            assert_eq!(bytes.len(), n.div_ceil(64) * k_blocks * shape.bytes());
+            for row in 0..n.next_multiple_of(64) {
+                for column in 0..k.next_multiple_of(128) {
+                    let block = &bytes[(row / 64 * k_blocks + column / 128) * shape.bytes()..];
+                    let (r, c) = (row % 64, column % 128);
+                    let thread = r / 16 * 32 + r % 8 * 4 + c % 16 / 4;
+                    let byte = block[c / 64 * 2048 + thread * 16 + c % 64 / 16 * 4 + c % 4];
+                    let nibble = byte >> (r % 16 / 8 * 4) & 15;
+                    let inside = row < n && column < k;
+                    let step = if inside { i32::from(q.codes[row * k + column]) - (1 << (bits - 1)) } else { 0 };
+                    assert_eq!(nibble, step as u8 & 15, "{n} x {k}, {bits} bits: row {row}, column {column}");
+                    if !shape.one_group && inside {
+                        let at = c * shape.parts / 128 * 64 + r / 16 * 16 + r % 8 * 2 + r % 16 / 8;
+                        let scale = f32::from_bits(word(block, 1024 + at)) * 16.0;
+                        assert_eq!(scale, q.scales[row * k.div_ceil(group_size) + column / group_size]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_block_does_not_hold_is_refused() {
+        let holds = |q: &QuantWeight| NibbleShape::of(q).is_some();
+        let q = weight(4, 256, 4, 64);
+        assert!(holds(&q));
+        assert!(!holds(&weight(4, 192, 4, 96)), "groups that neither fill blocks nor divide them");
+        assert!(!holds(&weight(4, 264, 4, 264)), "rows of x that do not start on 16 bytes");
+        assert!(!holds(&QuantWeight { zeros: vec![7.0; 16], ..q.clone() }), "15 - 7 is no nibble");
+        assert!(holds(&QuantWeight { zeros: vec![3.0; 16], bits: 3, codes: vec![7; 1024], ..q.clone() }));
+        assert!(!holds(&QuantWeight { scales: vec![1.0e-44; 16], ..q.clone() }), "sixteenths are rounded");
+        assert!(!holds(&QuantWeight { scales: vec![f32::NAN; 16], ..q }));
+        assert!(holds(&weight(1, MOST_COLUMNS / 16 * 16, 4, MOST_COLUMNS / 16 * 16)));
+        assert!(!holds(&weight(1, 65_808, 4, 65_808)), "sums leave an int32");
+    }
+}
