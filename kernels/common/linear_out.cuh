@@ -1,7 +1,9 @@
-// The last step of a linear layer without an epilogue: bias, rounding to the destination's type, store or add.
+// The last step of a linear layer without an epilogue, or of 16-bit activations: bias, SwiGLU where a weight is made for it,
+// rounding to the destination's type, store or add.
 #pragma once
 
 #include "abi_linear.h"
+#include "common/activation.cuh"
 #include "common/dtype.cuh"
 
 // True where LinearWriter is enough; else common/linear_fused.cuh.
@@ -28,7 +30,38 @@ class LinearWriter {
       y0 = __fadd_rn(y0, y_.bias[col]);
       if (both) y1 = __fadd_rn(y1, y_.bias[col + 1]);
     }
+    put2(static_cast<size_t>(row) * y_.stride + col, both, y0, y1);
+  }
+
+  // SwiGLU, of a weight whose rows are 8 of gate and 8 of up in turn: an output is made of rows `gate_col` and `gate_col` + 8.
+  __device__ __forceinline__ bool is_gated() const { return y_.activation == LOWBIT_ACTIVATION_SWIGLU; }
+  __device__ __forceinline__ float gated(uint32_t gate_col, float gate, float up) const {
+    if (y_.bias != nullptr && gate_col < y_.n) {
+      gate = __fadd_rn(gate, y_.bias[gate_col]), up = __fadd_rn(up, y_.bias[gate_col + 8]);
+    }
+    return swiglu(gate, up);
+  }
+  __device__ __forceinline__ void store_gated2(uint32_t row, uint32_t out_col, float y0, float y1) const {
+    if (row < y_.m && out_col < y_.n / 2) put2(static_cast<size_t>(row) * y_.stride + out_col, true, y0, y1);
+  }
+
+  __device__ __forceinline__ void store1(uint32_t row, uint32_t col, float y) const {
+    if (row >= y_.m || col >= y_.n) return;
+    if (y_.bias != nullptr) y = __fadd_rn(y, y_.bias[col]);
     const size_t at = static_cast<size_t>(row) * y_.stride + col;
+    if (y_.mode == LOWBIT_OUT_F16) {
+      static_cast<f16*>(y_.out)[at] = from_float<f16>(y);
+    } else if (y_.mode == LOWBIT_OUT_BF16) {
+      static_cast<bf16*>(y_.out)[at] = from_float<bf16>(y);
+    } else {
+      float* out = static_cast<float*>(y_.out) + at;
+      *out = y_.mode == LOWBIT_OUT_F32_ADD ? __fadd_rn(*out, y) : y;
+    }
+  }
+
+ private:
+  // `both`: there is a second one.
+  __device__ __forceinline__ void put2(size_t at, bool both, float y0, float y1) const {
     if (y_.mode == LOWBIT_OUT_F16) {
       store_16bit<f16>(at, both, y0, y1);
     } else if (y_.mode == LOWBIT_OUT_BF16) {
@@ -47,21 +80,6 @@ class LinearWriter {
     }
   }
 
-  __device__ __forceinline__ void store1(uint32_t row, uint32_t col, float y) const {
-    if (row >= y_.m || col >= y_.n) return;
-    if (y_.bias != nullptr) y = __fadd_rn(y, y_.bias[col]);
-    const size_t at = static_cast<size_t>(row) * y_.stride + col;
-    if (y_.mode == LOWBIT_OUT_F16) {
-      static_cast<f16*>(y_.out)[at] = from_float<f16>(y);
-    } else if (y_.mode == LOWBIT_OUT_BF16) {
-      static_cast<bf16*>(y_.out)[at] = from_float<bf16>(y);
-    } else {
-      float* out = static_cast<float*>(y_.out) + at;
-      *out = y_.mode == LOWBIT_OUT_F32_ADD ? __fadd_rn(*out, y) : y;
-    }
-  }
-
- private:
   template <typename T>
   __device__ __forceinline__ void store_16bit(size_t at, bool both, float y0, float y1) const {
     T* out = static_cast<T*>(y_.out) + at;

@@ -189,12 +189,19 @@ struct W4A16Ring {
 };
 
 // Writes 16 rows of w by 8 tokens of a warp's sums, laid out as products leave them, by way of TURN_BYTES of shared
-// memory of its own that bring neighbouring outputs together.
+// memory of its own that bring neighbouring outputs together. SwiGLU finds gate and up of an output in one thread.
 constexpr uint32_t TURN_STRIDE = 20, TURN_BYTES = 8 * TURN_STRIDE * 4;  // no bank conflicts
 __device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,
                                            const float (&sums)[4]) {
   const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
+  if (writer.is_gated()) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) turn[(2 * t + i) * TURN_STRIDE + g] = writer.gated(row + g, sums[i], sums[2 + i]);
+    __syncwarp();
+    const float2 pair = *reinterpret_cast<const float2*>(turn + g * TURN_STRIDE + 2 * t);
+    return writer.store_gated2(token + g, row / 2 + 2 * t, pair.x, pair.y);
+  }
 #pragma unroll
   for (int i = 0; i < 4; ++i) turn[(2 * t + i % 2) * TURN_STRIDE + g + i / 2 * 8] = sums[i];
   __syncwarp();

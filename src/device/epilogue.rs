@@ -78,7 +78,8 @@ impl Epilogue {
         if self.output == Output::Groups { self.outputs(n).div_ceil(GROUP_OUTPUTS) } else { 1 }
     }
 
-    /// Fails unless `weight`, whose parts agree with each other, can have this epilogue.
+    /// Fails unless `weight`, whose parts agree with each other, can have this epilogue on a device that has it for such weights
+    /// at all ([`Device::check_epilogue`](crate::device::Device::check_epilogue)).
     ///
     /// # Errors
     /// `Unsupported`, naming what stands against it.
@@ -90,8 +91,12 @@ impl Epilogue {
         let Weight::Quant(q) = &weight.weight else {
             return unsupported("a fused epilogue on an unquantized weight".into(), "Apply it as an op of its own");
         };
-        if weight.activation == ActQuant::None {
-            return unsupported("a fused epilogue on 16-bit activations".into(), "Apply it as an op of its own");
+        let gives_floats = self.activation == Activation::SwiGlu && self.output == Output::Floats;
+        if weight.activation == ActQuant::None && !gives_floats {
+            return unsupported(
+                "a fused epilogue other than SwiGLU to floats on 16-bit activations".into(),
+                "Apply it as an op of its own",
+            );
         }
         if let ActQuant::LlmInt8 { .. } = weight.activation {
             return unsupported("a fused epilogue on LLM.int8()".into(), "Apply it as an op of its own");

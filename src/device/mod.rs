@@ -332,6 +332,15 @@ impl Device {
         self.pack_fused(weight, Epilogue::NONE)
     }
 
+    /// Fails unless [`Device::pack_fused`] takes `weight` with `epilogue`.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming what stands against it.
+    pub fn check_epilogue(&self, weight: &LinearWeight, epilogue: Epilogue) -> Result<()> {
+        epilogue.check(weight)?;
+        dispatch!(self, check_epilogue(weight, epilogue))
+    }
+
     /// [`Device::pack`] of a weight whose sums go through `epilogue`. For [`Activation::SwiGlu`] the weight's first half
     /// is the gate, its second half up.
     ///

@@ -1,4 +1,4 @@
-//! gate and up of an MLP: one linear layer with SwiGLU fused where its activations are int8, else `silu_mul` after it.
+//! gate and up of an MLP: one linear layer with SwiGLU fused where the device has it for the weight, else `silu_mul` after it.
 
 use super::Linear;
 use crate::device::{Act, Activation, Columns, Device, Emit, Epilogue, Output, Tensor, Write};
@@ -20,8 +20,9 @@ impl Linear {
             _ => Output::Floats,
         };
         let fused = [output, Output::Floats].map(|output| Epilogue { activation: Activation::SwiGlu, output });
-        let fits =
-            |weight: &LinearWeight, epilogue: &Epilogue| weight.n() == 2 * gate_rows && epilogue.check(weight).is_ok();
+        let fits = |weight: &LinearWeight, epilogue: &Epilogue| {
+            weight.n() == 2 * gate_rows && device.check_epilogue(weight, *epilogue).is_ok()
+        };
         let epilogue = match joined.as_slice() {
             [weight] => fused.into_iter().find(|epilogue| fits(weight, epilogue)).unwrap_or(Epilogue::NONE),
             _ => Epilogue::NONE,

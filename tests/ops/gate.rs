@@ -1,16 +1,16 @@
 //! An MLP's gate and up with SwiGLU fused, through its output layer, in each combination of activations and act-order.
 
-use lowbit::device::cpu::reference;
+use lowbit::device::cpu::reference::{self, Rounding};
 use lowbit::device::{Act, Device, Emit, Write};
 use lowbit::dtype::{DType, HostData};
 use lowbit::layers::Linear;
 use lowbit::quant::{ActQuant, LinearWeight, Weight};
 
-use super::{activations, on_every_device, read};
+use super::{activations, assert_untouched, on_every_device, poisoned, poisoned_act, read};
 use crate::common::random::{Random, WeightCase};
-use crate::common::tolerance::assert_exact;
+use crate::common::tolerance::{assert_bounded, assert_exact};
 
-on_every_device!(fused, not_fused);
+on_every_device!(fused, fused_floats, not_fused);
 
 const STATIC: ActQuant = ActQuant::StaticPerTensor { scale: 0.4, zero_point: 9 };
 
@@ -68,11 +68,76 @@ fn fused(device: &Device) {
     }
 }
 
-/// 16-bit activations, two schemes, and widths that do not interleave take `silu_mul`.
+/// 16-bit activations of gate and up, fused or not, to an output layer that takes them, in its order, or codes.
+fn fused_floats(device: &Device) {
+    let dtype = device.activation_dtype();
+    let none = ActQuant::None;
+    for (m, inner, hidden) in
+        [(1, 8, 40), (3, 136, 200), (9, 160, 96), (17, 72, 264), (40, 200, 128), (70, 136, 72), (300, 72, 136)]
+    {
+        for (i, down_activation) in [none, ActQuant::DynamicPerToken].into_iter().enumerate() {
+            for (bits, group_size, symmetric) in [(4, 32, true), (4, usize::MAX, false), (8, 64, true)] {
+                let what = format!("m={m} {inner} {hidden} {down_activation:?} {bits} bits {group_size}");
+                let mut random = Random::new((m * 100 + bits as usize) as u64);
+                let case = WeightCase {
+                    n: inner,
+                    k: hidden,
+                    bits,
+                    group_size,
+                    symmetric,
+                    act_order: false,
+                    bias: m % 2 == 1,
+                    activation: none,
+                };
+                let (gate, up) = (random.weight(case), random.weight(case));
+                let down = weight(&mut random, hidden, inner, 4, m % 2 == 0, down_activation);
+                let linear = Linear::gated(device, vec![gate.clone(), up.clone()], &down).expect("gated");
+                let out = Linear::new(device, vec![down.clone()]).expect("down");
+
+                let (x, values) = activations(device, &random.normals(m * hidden));
+                let mut act = poisoned_act(device, m, hidden);
+                let mut between = poisoned_act(device, m, inner);
+                device.quantize(&mut act, &x, hidden, linear.emit(), m).expect("quantize");
+                let mut scratch = poisoned(device, dtype, m * 2 * inner + 3);
+                linear.gate(device, &mut between, &act, &mut scratch, &out, m).expect("gate");
+                assert_untouched(&what, device, &scratch, m * 2 * inner);
+
+                let of = |w: &LinearWeight, rounding: Rounding| {
+                    let Weight::Quant(q) = &w.weight else { panic!("a quantized weight") };
+                    let int16 = dtype == DType::F32 && rounding != Rounding::Exact;
+                    let x = if int16 { reference::round_int16(&values, q.k, q.group_size) } else { values.clone() };
+                    reference::linear_quant(&x, q, w.bias.as_deref(), rounding)
+                };
+                let order = match &down.weight {
+                    Weight::Quant(q) => q.order.clone(),
+                    Weight::Dense { .. } => None,
+                };
+                let gated = |rounding: Rounding| -> Vec<f64> {
+                    let pairs = of(&gate, rounding).into_iter().zip(of(&up, rounding));
+                    let y: Vec<f64> = pairs.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+                    order.as_ref().map_or(y.clone(), |order| reference::gather_columns(&y, order))
+                };
+                let (exact, twin) = (gated(Rounding::Exact), gated(Rounding::As(dtype)));
+                if i == 0 {
+                    assert_bounded(&what, &read(device, &between.floats, m * inner), &exact, &twin, dtype);
+                    continue;
+                }
+                let codes = device.download(&between.codes, m * inner).expect("download").to_f32();
+                let scales = read(device, &between.scales, m);
+                let values: Vec<f32> = codes.iter().enumerate().map(|(i, code)| code * scales[i / inner]).collect();
+                let step = scales.iter().fold(0.0f32, |a, &b| a.max(b));
+                let twin: Vec<f64> = twin.iter().map(|y| y + f64::from(step) / 2.0).collect();
+                assert_bounded(&what, &values, &exact, &twin, dtype);
+            }
+        }
+    }
+}
+
+/// Two schemes, and widths that do not interleave, take `silu_mul`.
 fn not_fused(device: &Device) {
     let (m, hidden) = (3, 64);
     let dynamic = ActQuant::DynamicPerToken;
-    for (inner, bits, input) in [(48, [8, 8], ActQuant::None), (48, [8, 4], dynamic), (44, [8, 8], dynamic)] {
+    for (inner, bits, input) in [(44, [8, 8], ActQuant::None), (48, [8, 4], dynamic), (44, [8, 8], dynamic)] {
         let mut random = Random::new(5);
         let parts = bits.map(|bits| weight(&mut random, inner, hidden, bits, false, input));
         let down = weight(&mut random, hidden, inner, 8, true, dynamic);

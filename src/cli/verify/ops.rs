@@ -141,7 +141,7 @@ impl OpChecks<'_> {
         Ok(())
     }
 
-    /// gate and up with SwiGLU fused: what `down` takes, bit for bit.
+    /// gate and up with SwiGLU fused: of int8 activations what `down` takes, bit for bit; else the floats, bounded.
     fn gate(&mut self, layer: &DecoderLayer, host: &HostLayer, x: &[f32]) -> Result<()> {
         let (m, k, width) = (self.m(), layer.gate_up.k(), layer.down.k());
         let x = self.rounded(x);
@@ -150,13 +150,24 @@ impl OpChecks<'_> {
         let mut scratch = self.device.zeros(self.dtype(), m * width)?;
         layer.gate_up.gate(self.device, &mut out, &act, &mut scratch, &layer.down, m)?;
 
-        let of = |named: &Named| named.forward(&x, Arithmetic::EXACT);
-        let (gate, up) = (of(&host.gate_up[0]), of(&host.gate_up[1]));
-        let y: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
-        let y = host.down.ordered(&y);
         let kernels: Vec<String> = layer.gate_up.parts().iter().map(|part| part.kernel(m)).collect();
         let detail = format!("SwiGLU; {}; {}", host.gate_up[0].weight.scheme(), kernels.join(" + "));
         let name = &host.gate_up[0].name;
+        let of = |how: Arithmetic| [0, 1].map(|i| host.gate_up[i].forward(&x, how));
+        let [gate, up] = of(Arithmetic::EXACT);
+        if host.gate_up[0].weight.activation == ActQuant::None {
+            let floats = if layer.down.emit().quant == ActQuant::None { &out.floats } else { &scratch };
+            let got = self.device.download(floats, m * width)?.to_f32();
+            let swiglu = |[gate, up]: [Vec<f64>; 2]| -> Vec<f64> {
+                let y: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                host.down.ordered(&y)
+            };
+            let twin = swiglu(of(Arithmetic::twin(self.dtype())));
+            self.report.bounded(name, &detail, &got, &swiglu([gate, up]), &twin, self.dtype());
+            return Ok(());
+        }
+        let y: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
+        let y = host.down.ordered(&y);
         match layer.down.emit().quant {
             ActQuant::None => {
                 let got = self.device.download(&out.floats, m * width)?.to_f32();

@@ -39,7 +39,7 @@ impl Named {
     }
 
     /// `[m, k]` of the layer's own input order in the weight's stored order.
-    pub(super) fn ordered(&self, x: &[f32]) -> Vec<f32> {
+    pub(super) fn ordered<T: Copy>(&self, x: &[T]) -> Vec<T> {
         match &self.weight.weight {
             Weight::Quant(q) => q.order.as_ref().map_or(x.to_vec(), |order| reference::gather_columns(x, order)),
             Weight::Dense { .. } => x.to_vec(),

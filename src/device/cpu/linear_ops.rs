@@ -38,7 +38,8 @@ pub(crate) fn linear(
                 narrow(reference::linear_dense(x, data, w.k, weight.bias.as_deref(), Rounding::Exact))
             }
             (Weight::Quant(q), OwnedInput::Floats(x)) => {
-                narrow(reference::linear_quant(x, q, weight.bias.as_deref(), Rounding::Exact))
+                let y = narrow(reference::linear_quant(x, q, weight.bias.as_deref(), Rounding::Exact));
+                reference::activate_rows(y, q.n, w.epilogue.activation)
             }
             (Weight::Quant(_), OwnedInput::Codes(x)) => reference::linear_fused(x, weight, w.epilogue.activation),
             (Weight::Dense { .. }, OwnedInput::Codes(_)) => {

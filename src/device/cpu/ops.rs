@@ -56,6 +56,11 @@ pub(crate) fn synchronize(_device: &CpuDevice) -> Result<()> {
     Ok(())
 }
 
+/// All that [`Epilogue::check`] passes.
+pub(crate) fn check_epilogue(_device: &CpuDevice, _weight: &LinearWeight, _epilogue: Epilogue) -> Result<()> {
+    Ok(())
+}
+
 pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilogue) -> Result<PackedWeight> {
     check(&weight)?;
     epilogue.check(&weight)?;

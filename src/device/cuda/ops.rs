@@ -13,7 +13,7 @@ use crate::quant::ActQuant;
 
 pub(crate) use super::attention::{attention, check_attention, kv_write};
 pub(crate) use super::linear::{linear, linear_codes};
-pub(crate) use super::pack::pack;
+pub(crate) use super::pack::{check_epilogue, pack};
 
 pub(crate) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
     device.free_and_total_bytes()

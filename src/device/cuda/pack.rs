@@ -139,6 +139,19 @@ impl CudaDevice {
     }
 }
 
+/// Of 16-bit activations, sm_90's kernels alone have SwiGLU.
+pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogue: Epilogue) -> Result<()> {
+    let Weight::Quant(q) = &weight.weight else { return Ok(()) };
+    let needs_blocks = epilogue != Epilogue::NONE && weight.activation == ActQuant::None;
+    if needs_blocks && !(device.uses_sm90() && BlockShape::of(q, device.dtype()).is_some()) {
+        return Err(Error::unsupported(
+            format!("SwiGLU fused into a weight of scheme {} on this GPU", weight.scheme()),
+            "Kernels of compute capability 9.0 have it, for weights that their blocks hold: use silu_mul",
+        ));
+    }
+    Ok(())
+}
+
 /// Checks `weight` and moves it to the GPU in the layout of the kernels that will run it.
 ///
 /// # Errors
@@ -146,6 +159,7 @@ impl CudaDevice {
 pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epilogue) -> Result<PackedWeight> {
     check(&weight)?;
     epilogue.check(&weight)?;
+    check_epilogue(device, &weight, epilogue)?;
     let scheme = weight.scheme();
     let (n, k) = (weight.n(), weight.k());
     u32_of(n.next_multiple_of(256))?;

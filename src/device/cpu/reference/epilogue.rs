@@ -89,15 +89,19 @@ pub fn static_code(y: f32, scale: f32, zero_point: i32) -> i8 {
 /// If the weight is not quantized: a bug of the caller.
 pub fn linear_fused(x: &Codes, weight: &LinearWeight, activation: Activation) -> Vec<f32> {
     let Weight::Quant(q) = &weight.weight else { panic!("linear_fused: the weight is not quantized") };
-    let y = linear_of_codes(x, q, weight.bias.as_deref());
+    activate_rows(linear_of_codes(x, q, weight.bias.as_deref()), q.n, activation)
+}
+
+/// `activation` of rows `y` of `n` columns; [`Activation::SwiGlu`], gate in a row's first half, halves them.
+pub fn activate_rows(y: Vec<f32>, n: usize, activation: Activation) -> Vec<f32> {
     if activation != Activation::SwiGlu {
         return y.into_iter().map(|y| activate(y, activation)).collect();
     }
     let row = |row: &[f32]| {
-        let (gate, up) = row.split_at(q.n / 2);
+        let (gate, up) = row.split_at(n / 2);
         gate.iter().zip(up).map(|(&gate, &up)| swiglu(gate, up)).collect::<Vec<_>>()
     };
-    y.chunks_exact(q.n).flat_map(row).collect()
+    y.chunks_exact(n).flat_map(row).collect()
 }
 
 /// The same as codes. Scales are one a row, or `[m, ceil(outputs / 128)]` for [`Output::Groups`].

@@ -14,7 +14,7 @@ mod rows;
 pub use attention::{PagedKv, attention, kv_write, qk_norm, rope};
 pub(in crate::device::cpu) use epilogue::fixed_code;
 pub use epilogue::{
-    ERFC, EXP, GELU_TANH, LN_2, TO_WHOLE, activate, exp, linear_codes, linear_fused, static_code, swiglu,
+    ERFC, EXP, GELU_TANH, LN_2, TO_WHOLE, activate, activate_rows, exp, linear_codes, linear_fused, static_code, swiglu,
 };
 pub use linear::{linear_dense, linear_int8, linear_of_codes, linear_quant};
 pub(in crate::device::cpu) use rows::asymmetric;
