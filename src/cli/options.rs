@@ -1,6 +1,7 @@
 //! Flags that several verbs share, and what they open: device, checkpoint, model, sampling.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -35,6 +36,10 @@ pub(super) struct DeviceArgs {
     /// of weights alone. Costs speed, most where few sequences decode behind long contexts. The CPU always computes so.
     #[arg(long, env = "LOWBIT_BATCH_INVARIANT", value_parser = FalseyValueParser::new())]
     batch_invariant: bool,
+
+    /// Choose GPU kernels by this table of measured choices before the built-in one; `lowbit bench kernels --tune` makes it.
+    #[arg(long, env = "LOWBIT_TUNED", value_name = "FILE")]
+    tuned: Option<PathBuf>,
 
     /// CPU threads; without it one for every core that this process may use.
     #[arg(short, long, env = "LOWBIT_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -96,7 +101,7 @@ impl DeviceArgs {
                 Device::cpu()
             }),
         };
-        Ok(self.in_mode(device))
+        self.in_mode(device)
     }
 
     /// Sizes the thread pool and opens the GPU, also for `auto`; `dtype` is what `auto` means there.
@@ -104,14 +109,15 @@ impl DeviceArgs {
         match self.device {
             DeviceChoice::Auto => {
                 self.start_threads()?;
-                Ok(self.in_mode(Device::cuda(0, self.dtype.0.unwrap_or(dtype))?))
+                self.in_mode(Device::cuda(0, self.dtype.0.unwrap_or(dtype))?)
             }
             _ => self.open(dtype),
         }
     }
 
-    fn in_mode(&self, device: Device) -> Device {
-        if self.batch_invariant { device.batch_invariant() } else { device }
+    fn in_mode(&self, device: Device) -> Result<Device> {
+        let device = self.tuned.iter().try_fold(device, |device, file| device.tuned_by(file))?;
+        Ok(if self.batch_invariant { device.batch_invariant() } else { device })
     }
 
     /// Sizes the thread pool of this process.

@@ -11,6 +11,8 @@ pub mod cuda;
 mod epilogue;
 pub(crate) mod tensor;
 
+use std::path::Path;
+
 pub use epilogue::{Activation, Epilogue, GROUP_OUTPUTS, Output};
 pub use tensor::Tensor;
 
@@ -119,9 +121,9 @@ pub struct PackedWeight {
 
 #[derive(Debug)]
 pub(crate) enum PackedBody {
-    Cpu(cpu::CpuPacked),
+    Cpu(Box<cpu::CpuPacked>),
     #[cfg(lowbit_cuda)]
-    Cuda(cuda::CudaPacked),
+    Cuda(Box<cuda::CudaPacked>),
 }
 
 impl PackedWeight {
@@ -264,6 +266,22 @@ impl Device {
             Device::Cpu(d) => Device::Cpu(d),
             #[cfg(lowbit_cuda)]
             Device::Cuda(d) => Device::Cuda(d.batch_invariant()),
+        }
+    }
+
+    /// The same device choosing its kernels by the table of measured choices in `file`, made by `bench kernels --tune`, before
+    /// its own. The CPU has nothing to choose. Weights packed before are not changed by it.
+    ///
+    /// # Errors
+    /// `Io`; `Checkpoint` for a malformed file, with the line; `Input` for the table of another GPU.
+    pub fn tuned_by(self, file: &Path) -> Result<Device> {
+        match self {
+            Device::Cpu(d) => {
+                let _ = file;
+                Ok(Device::Cpu(d))
+            }
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => Ok(Device::Cuda(d.tuned_by(&cuda::Tuned::read(file)?)?)),
         }
     }
 

@@ -3,6 +3,8 @@
 
 mod attention;
 mod batch_invariant;
+#[cfg(lowbit_cuda)]
+mod candidates;
 mod fused;
 mod gate;
 mod linear;

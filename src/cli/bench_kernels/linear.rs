@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::device::cuda::CudaDevice;
 use crate::device::{Act, Activation, Columns, Device, Emit, Epilogue, Output, PackedWeight, Tensor, Write};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ type Sweep = Vec<Option<Timing>>;
 
 /// What a linear op multiplies, and what becomes of its sums.
 #[derive(Clone, Copy)]
-struct Layer {
+pub(super) struct Layer {
     scheme: DummyScheme,
     unit: Unit,
     epilogue: Epilogue,
@@ -40,7 +41,7 @@ impl Layer {
         Layer { scheme, unit, epilogue: Epilogue::NONE, codes: DType::I8, outliers: false }
     }
 
-    fn of(op: Op) -> Option<Layer> {
+    pub(super) fn of(op: Op) -> Option<Layer> {
         let w8a8 = Layer::plain(DummyScheme::Int8(8, 0), Unit::Int8);
         let swiglu = Epilogue { activation: Activation::SwiGlu, output: Output::Static { scale: 0.05, zero_point: 0 } };
         Some(match op {
@@ -138,7 +139,7 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
 fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
     let Some(layer) = Layer::of(op) else { return Ok(()) };
     let unit = layer.unit;
-    let weights = weights(bench, &layer, shape)?;
+    let weights = weights(&bench.gpu, &layer, shape)?;
     let weight = &weights[0];
     let runs_blas = weight.kernel(1) == BLAS;
     let times = match runs_blas {
@@ -194,7 +195,7 @@ fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) ->
 fn blas(bench: &mut Bench, unit: Unit, shape: Shape, x: &Act, rows: &[usize]) -> Result<Sweep> {
     let Shape { n, k } = shape;
     if unit == Unit::Float16 {
-        let weights = weights(bench, &Layer::DENSE, shape)?;
+        let weights = weights(&bench.gpu, &Layer::DENSE, shape)?;
         let is_blas = weights[0].kernel(1) == BLAS;
         return if is_blas { ours(bench, &weights, x, rows) } else { Ok(vec![None; rows.len()]) };
     }
@@ -221,15 +222,16 @@ fn operations(shape: Shape, m: usize) -> u64 {
 }
 
 /// Copies of one random weight.
-fn weights(bench: &Bench, layer: &Layer, shape: Shape) -> Result<Vec<PackedWeight>> {
+pub(super) fn weights(gpu: &CudaDevice, layer: &Layer, shape: Shape) -> Result<Vec<PackedWeight>> {
+    let device = Device::Cuda(gpu.clone());
     let mut weight = dummy_linear(layer.scheme, shape.n, shape.k, false, 1);
-    to_dtype(&mut weight, bench.device.activation_dtype());
+    to_dtype(&mut weight, gpu.dtype());
     if layer.outliers {
         weight.activation = OUTLIERS;
     }
-    let first = bench.device.pack_fused(weight, layer.epilogue)?;
+    let first = device.pack_fused(weight, layer.epilogue)?;
     let copies = copies(first.bytes());
-    let mut weights = (1..copies).map(|_| bench.gpu.duplicate(&first)).collect::<Result<Vec<_>>>()?;
+    let mut weights = (1..copies).map(|_| gpu.duplicate(&first)).collect::<Result<Vec<_>>>()?;
     weights.push(first);
     Ok(weights)
 }
@@ -243,11 +245,11 @@ fn to_dtype(weight: &mut LinearWeight, dtype: DType) {
     }
 }
 
-fn outputs(device: &Device, dtype: DType, copies: usize, n: usize, rows: &[usize]) -> Result<Vec<Tensor>> {
+pub(super) fn outputs(device: &Device, dtype: DType, copies: usize, n: usize, rows: &[usize]) -> Result<Vec<Tensor>> {
     (0..copies).map(|_| device.zeros(dtype, most(rows) * n)).collect()
 }
 
-fn most(rows: &[usize]) -> usize {
+pub(super) fn most(rows: &[usize]) -> usize {
     rows.iter().copied().max().unwrap_or(0)
 }
 
@@ -256,7 +258,7 @@ const OUTLIERS: ActQuant = ActQuant::LlmInt8 { threshold: 6.0 };
 const OUTLIER_COLUMNS: usize = 512;
 
 /// Input of `m` rows in both forms. All copies of a weight meet the same rows: a producer has just left them in L2.
-fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
+pub(super) fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
     Ok(Act {
         floats: device.upload(random(device.activation_dtype(), m * k, 2))?,
         codes: device.upload(random(DType::I8, m * k, 3))?,
@@ -267,7 +269,7 @@ fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
 }
 
 /// The input of a layer that takes another than [`plain_input`]: uint8 codes, or outliers beside the codes.
-fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Option<Act>> {
+pub(super) fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Option<Act>> {
     if layer.codes == DType::I8 && !layer.outliers {
         return Ok(None);
     }

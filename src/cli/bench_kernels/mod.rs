@@ -1,7 +1,8 @@
 //! `bench kernels`: the time of every op on the GPU, beside what the GPU can do and what cuBLASLt does, all measured in
 //! one run. `cargo bench --bench kernels` is the same command.
 //!
-//! [`measure`] times, [`linear`] and [`ops`] say what, [`report`] holds the results, [`roofline`] draws them.
+//! [`measure`] times, [`linear`] and [`ops`] say what, [`report`] holds the results, [`roofline`] draws them; [`tune`] makes
+//! the table by which linear layers choose their kernels.
 
 #[cfg(lowbit_cuda)]
 mod linear;
@@ -12,6 +13,8 @@ mod ops;
 #[cfg_attr(not(lowbit_cuda), allow(dead_code))] // nothing makes results there
 mod report;
 mod roofline;
+#[cfg(lowbit_cuda)]
+mod tune;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -77,6 +80,12 @@ pub(super) struct Args {
     /// Show the results that an earlier run printed with --json instead of measuring; needs no GPU.
     #[arg(long, env = "LOWBIT_FROM", value_name = "FILE", conflicts_with_all = ["op", "shapes", "rows", "quick"])]
     from: Option<PathBuf>,
+
+    /// Instead of that, time every configuration of the quantized linear ops, print how much faster the best is than the cost
+    /// model's choice, and put it into the table FILE (without a name one named like the GPU), a file for --tuned. Lines for
+    /// other weights and rows stay. Without --shapes and --rows those of common models, and 1 to 4096.
+    #[arg(long, env = "LOWBIT_TUNE", value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["plot", "from"])]
+    tune: Option<Option<PathBuf>>,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -163,6 +172,18 @@ const SHAPES: [Shape; 7] = [
 const ROWS: [usize; 12] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
 const QUICK_SHAPES: [Shape; 3] = [SHAPES[0], SHAPES[2], SHAPES[4]];
 const QUICK_ROWS: [usize; 6] = [1, 16, 64, 256, 1024, 4096];
+/// What `--tune` measures: ops, rows, and beside [`SHAPES`] layers of Llama-3.1-70B (qkv), Qwen3-8B (gate and up, down) and Qwen2.5-7B.
+const TUNE_OPS: [Op; 4] = [Op::W8a8, Op::W4a16, Op::W8a16, Op::W4a8];
+const TUNE_ROWS: [usize; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+const TUNE_SHAPES: [Shape; 7] = [
+    Shape { n: 10240, k: 8192 },
+    Shape { n: 24576, k: 4096 },
+    Shape { n: 4096, k: 12288 },
+    Shape { n: 3584, k: 3584 },
+    Shape { n: 4608, k: 3584 },
+    Shape { n: 37888, k: 3584 },
+    Shape { n: 3584, k: 18944 },
+];
 /// For ops that are not linear.
 const OP_ROWS: [usize; 3] = [1, 64, 2048];
 
@@ -180,15 +201,25 @@ struct Selection {
 impl Args {
     fn selection(&self) -> Selection {
         let given: Vec<usize> = self.rows.iter().map(|&m| m as usize).collect();
-        let or = |given: &[usize], default: &[usize]| unique(if given.is_empty() { default } else { given });
-        let shapes: &[Shape] = if self.quick { &QUICK_SHAPES } else { &SHAPES };
+        let tuned_shapes = [SHAPES, TUNE_SHAPES].concat();
+        let (ops, shapes, rows): (&[Op], &[Shape], &[usize]) = match (self.tune.is_some(), self.quick) {
+            (true, false) => (&TUNE_OPS, &tuned_shapes, &TUNE_ROWS),
+            (true, true) => (&TUNE_OPS, &QUICK_SHAPES, &QUICK_ROWS),
+            (false, false) => (Op::value_variants(), &SHAPES, &ROWS),
+            (false, true) => (Op::value_variants(), &QUICK_SHAPES, &QUICK_ROWS),
+        };
         Selection {
-            ops: unique(if self.op.is_empty() { Op::value_variants() } else { &self.op }),
-            shapes: unique(if self.shapes.is_empty() { shapes } else { &self.shapes }),
-            rows: or(&given, if self.quick { &QUICK_ROWS } else { &ROWS }),
+            ops: or(&self.op, ops),
+            shapes: or(&self.shapes, shapes),
+            rows: or(&given, rows),
             op_rows: or(&given, &OP_ROWS),
         }
     }
+}
+
+/// What was given, or the default for nothing, each item once.
+fn or<T: Copy + PartialEq>(given: &[T], default: &[T]) -> Vec<T> {
+    unique(if given.is_empty() { default } else { given })
 }
 
 /// `items` without those that came before.
@@ -203,6 +234,10 @@ fn unique<T: Copy + PartialEq>(items: &[T]) -> Vec<T> {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
+    if let Some(file) = &args.tune {
+        tune(&args.device.open_gpu(DType::BF16)?, &args.selection(), file.as_deref(), args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(dir) = &args.plot {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     }
@@ -243,6 +278,19 @@ fn measure(_device: &Device, _selection: &Selection) -> Result<Report> {
     Err(no_gpu())
 }
 
+#[cfg(lowbit_cuda)]
+fn tune(device: &Device, selection: &Selection, file: Option<&Path>, json: bool) -> Result<()> {
+    match device {
+        Device::Cuda(gpu) => tune::run(gpu, selection, file, json),
+        Device::Cpu(_) => Err(no_gpu()),
+    }
+}
+
+#[cfg(not(lowbit_cuda))]
+fn tune(_device: &Device, _selection: &Selection, _file: Option<&Path>, _json: bool) -> Result<()> {
+    Err(no_gpu())
+}
+
 fn no_gpu() -> Error {
     Error::input("--device", "bench kernels measures a GPU; `lowbit bench MODEL --device cpu` measures a CPU")
 }
@@ -269,6 +317,9 @@ mod tests {
         assert_eq!(all.op_rows, OP_ROWS);
         let quick = selection(&["--quick"]).expect("parses");
         assert_eq!((&quick.shapes[..], &quick.rows[..]), (&QUICK_SHAPES[..], &QUICK_ROWS[..]));
+        let tuned = selection(&["--tune", "--op", "w4a16"]).expect("parses");
+        assert_eq!((&tuned.ops[..], tuned.shapes.len(), &tuned.rows[..]), (&[Op::W4a16][..], 14, &TUNE_ROWS[..]));
+        assert_eq!(selection(&["--tune", "h200.txt"]).expect("parses").ops, TUNE_OPS);
         let named = ["--quick", "--op", "w4a16,rms_norm,w4a16", "--shapes", "48x32,1x7", "-m", "3,3,1"];
         let named = selection(&named).expect("parses");
         let expected = Selection {

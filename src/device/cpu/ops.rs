@@ -76,7 +76,7 @@ pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilo
             CpuPacked::Fast(level, FastWeight::pack(weight), fixed)
         }
     };
-    Ok(PackedWeight { n, k, scheme, order, epilogue, body: PackedBody::Cpu(packed) })
+    Ok(PackedWeight { n, k, scheme, order, epilogue, body: PackedBody::Cpu(Box::new(packed)) })
 }
 
 pub(crate) fn embed(

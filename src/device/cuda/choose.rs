@@ -2,6 +2,7 @@
 //!
 //! The tables repeat the configurations at the end of each `.cu` file; a test compares them.
 
+use super::candidates::Config;
 use super::pack::Layout;
 use super::{Grid, choose_sm90, choose_w4a8, choose_w4a16};
 use crate::device::{Activation, Epilogue, GROUP_OUTPUTS, Output};
@@ -64,6 +65,12 @@ impl Tile {
     fn cost(&self, m: usize, n: usize, sm_count: u32) -> f64 {
         self.count(m, n).div_ceil(sm_count as usize) as f64 * (self.bm * self.bn) as f64 / self.rate
     }
+
+    /// A block must own all outputs that share a scale.
+    fn owns_scales(&self, p: &Problem) -> bool {
+        let gated = p.epilogue.activation == Activation::SwiGlu;
+        p.epilogue.output != Output::Groups || self.bn.is_multiple_of(GROUP_OUTPUTS * if gated { 2 } else { 1 })
+    }
 }
 
 #[rustfmt::skip]
@@ -107,27 +114,7 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
     let suffix = p.suffix;
     match p.layout {
         Layout::Blocks8 => choose_sm90::w8a8(p, m),
-        Layout::Rows8 if p.outliers => {
-            let tile = best(&LLM_INT8, p, m);
-            let shape = format!("{}x{}x{}", tile.bm, tile.bn, tile.bk);
-            let shared = tile.stages as usize * (tile.bm + tile.bn) * tile.bk;
-            let function = format!("gemm_llm_int8_{shape}_{suffix}");
-            tiled(p, m, tile, "gemm_w8a8/llm_int8", function, shape, shared)
-        }
-        Layout::Rows8 => {
-            let tile = best(if p.x_u8 { &W8A8_U8 } else { &W8A8 }, p, m);
-            let shape = format!("{}x{}x{}", tile.bm, tile.bn, tile.bk);
-            let shared = tile.stages as usize * (tile.bm + tile.bn) * tile.bk;
-            let name = if p.x_u8 { "gemm_w8a8_u8" } else { "gemm_w8a8" };
-            tiled(p, m, tile, "gemm_w8a8/sm80", format!("{name}_{shape}"), shape, shared)
-        }
-        Layout::Fragments8Bit { bits } => {
-            let tile = best(&W4A8, p, m);
-            let shape = format!("{}x{}", tile.bm, tile.bn);
-            let shared = tile.stages as usize * (128 * tile.bm + 16 * bits * tile.bn);
-            let function = format!("gemm_grouped_w{bits}a8_{shape}");
-            tiled(p, m, tile, "gemm_w4a8/sm80", function, format!("w{bits} {shape}"), shared)
-        }
+        Layout::Rows8 | Layout::Fragments8Bit { .. } => int8(p, m, best(tiles(p), p, m)),
         Layout::Blocks4(shape) => choose_w4a8::w4a8(p, shape, m),
         Layout::Blocks16(shape) => choose_w4a16::w4a16(p, shape, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS => gemv(p, m),
@@ -144,6 +131,45 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
         Layout::Canonical { int8: true } => any(p, m, "gemm_any_int8".into(), "int8"),
         Layout::CanonicalCodebook => any(p, m, format!("gemm_any_codebook_{suffix}"), "codebook"),
     }
+}
+
+/// Tiles of the kernels with int8 activations before sm_90.
+fn tiles(p: &Problem) -> &'static [Tile] {
+    match p.layout {
+        Layout::Rows8 if p.outliers => &LLM_INT8,
+        Layout::Rows8 if p.x_u8 => &W8A8_U8,
+        Layout::Rows8 => &W8A8,
+        _ => &W4A8,
+    }
+}
+
+/// Of their kernels, all tiles that `p` allows.
+pub(super) fn candidates(p: &Problem, _m: usize) -> Vec<Config> {
+    let tiles = tiles(p);
+    (0..tiles.len()).filter(|&tile| tiles[tile].owns_scales(p)).map(|tile| Config { tile, splits: 0 }).collect()
+}
+
+/// The launch of one of [`candidates`].
+pub(super) fn with_config(p: &Problem, config: Config, m: usize) -> Launch {
+    int8(p, m, &tiles(p)[config.tile])
+}
+
+/// The launch of one of [`tiles`].
+fn int8(p: &Problem, m: usize, tile: &Tile) -> Launch {
+    let Tile { bm, bn, bk, stages, .. } = *tile;
+    let stages = stages as usize;
+    if let Layout::Fragments8Bit { bits } = p.layout {
+        let (shape, shared) = (format!("{bm}x{bn}"), stages * (128 * bm + 16 * bits * bn));
+        let function = format!("gemm_grouped_w{bits}a8_{shape}");
+        return tiled(p, m, tile, "gemm_w4a8/sm80", function, format!("w{bits} {shape}"), shared);
+    }
+    let (shape, shared) = (format!("{bm}x{bn}x{bk}"), stages * (bm + bn) * bk);
+    let (module, function) = match (p.outliers, p.x_u8) {
+        (true, _) => ("gemm_w8a8/llm_int8", format!("gemm_llm_int8_{shape}_{}", p.suffix)),
+        (false, true) => ("gemm_w8a8/sm80", format!("gemm_w8a8_u8_{shape}")),
+        (false, false) => ("gemm_w8a8/sm80", format!("gemm_w8a8_{shape}")),
+    };
+    tiled(p, m, tile, module, function, shape, shared)
 }
 
 /// The launch for `m` rows, `m` at least 1, in which a row's sums do not depend on `m`: tiles may, the order of the sums over k
@@ -169,15 +195,9 @@ fn w4a16(p: &Problem, m: usize) -> Launch {
 
 fn best<'a>(tiles: &'a [Tile], p: &Problem, m: usize) -> &'a Tile {
     let cost = |tile: &Tile| tile.cost(m, p.n, p.sm_count);
-    // A block must own all outputs that share a scale.
-    let gated = p.epilogue.activation == Activation::SwiGlu;
-    let whole = match p.epilogue.output {
-        Output::Groups => GROUP_OUTPUTS * if gated { 2 } else { 1 },
-        _ => 1,
-    };
     tiles
         .iter()
-        .filter(|tile| tile.bn.is_multiple_of(whole))
+        .filter(|tile| tile.owns_scales(p))
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))
         .expect("a family has tiles")
 }

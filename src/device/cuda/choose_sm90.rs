@@ -1,6 +1,7 @@
 //! Configurations of gemm_w8a8/sm90 and which of them runs a shape: measured on an H200 (docs/kernels-linear.md).
 
 use super::Grid;
+use super::candidates::{Config, is_plausible};
 use super::choose::{Launch, Problem};
 use crate::device::{GROUP_OUTPUTS, Output};
 
@@ -10,6 +11,8 @@ const SLICE: usize = 128;
 const BLOCK: usize = 64;
 /// Barriers before the ring of slices in shared memory.
 const HEAD_BYTES: usize = 1024;
+/// What a block may have where two share a multiprocessor, a kilobyte of each being the system's.
+const HALF_BYTES: usize = 113 << 10;
 
 /// Tile of 128 rows of x by `bn` of w, walked over by one block a multiprocessor.
 struct Many {
@@ -38,7 +41,7 @@ const MANY: [Many; 4] = [
 ];
 
 /// In shared memory of half a multiprocessor where that makes more blocks at once, or of a whole one for more bytes
-/// under way.
+/// under way: `deep` in names.
 #[rustfmt::skip]
 const FEW: [Few; 12] = [
     Few { tokens: 8, groups: 1, stages: 8 },
@@ -69,10 +72,7 @@ pub(super) fn w8a8(p: &Problem, m: usize) -> Launch {
         let (few, splits) = few(p, m);
         return few.launch(p, m, splits);
     }
-    // A block must own all outputs that share a scale.
-    let inputs_together = if groups { GROUP_OUTPUTS * (p.n / p.epilogue.outputs(p.n)) } else { 1 };
-    let fits = |i: &usize| MANY[*i].bn.is_multiple_of(inputs_together);
-    let tiles = (0..MANY.len()).filter(fits).map(|i| &MANY[i]);
+    let tiles = MANY.iter().filter(|tile| tile.owns_scales(p));
     let best = tiles.min_by(|a, b| a.cost(p, m).total_cmp(&b.cost(p, m))).expect("the widest tile fits all");
     let (split, fixed_us, slice_us) = SPLIT;
     let few = &FEW[split];
@@ -83,6 +83,27 @@ pub(super) fn w8a8(p: &Problem, m: usize) -> Launch {
         return few.launch(p, m, splits);
     }
     best.launch(p, m)
+}
+
+/// Configurations among which the fastest for `m` rows should be.
+pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
+    let groups = p.epilogue.output == Output::Groups;
+    let many = (0..MANY.len()).filter(|&tile| (groups || 2 * m > FEW_ROWS) && MANY[tile].owns_scales(p));
+    let mut all: Vec<Config> = many.map(|tile| Config { tile, splits: 0 }).collect();
+    for (tile, few) in FEW.iter().enumerate().filter(|_| !groups) {
+        let (size, slices) = ([few.groups * BLOCK, few.tokens], p.k.div_ceil(SLICE));
+        let splits = [1, 2, 4, MAX_CLUSTER].into_iter().filter(|&s| is_plausible(p, m, size, slices, s));
+        all.extend(splits.map(|splits| Config { tile, splits }));
+    }
+    all
+}
+
+/// The launch of one of [`candidates`].
+pub(super) fn with_config(p: &Problem, config: Config, m: usize) -> Launch {
+    match config.splits {
+        0 => MANY[config.tile].launch(p, m),
+        splits => FEW[config.tile].launch(p, m, splits),
+    }
 }
 
 /// Splits of k of `tiles` tiles: powers of two, up to `blocks` blocks in all.
@@ -131,17 +152,19 @@ impl Few {
         let Few { tokens, groups, stages } = *self;
         let stage = groups * BLOCK * SLICE + (tokens * SLICE).next_multiple_of(1024);
         let tiles = p.n.div_ceil(groups * BLOCK);
+        let shared_bytes = HEAD_BYTES + stages * stage;
+        let deep = shared_bytes > HALF_BYTES;
         let grid = Grid {
             blocks: [(tiles * splits) as u32, m.div_ceil(tokens) as u32, 1],
             threads: 128 * groups as u32 + 32,
-            shared_bytes: (HEAD_BYTES + stages * stage) as u32,
+            shared_bytes: shared_bytes as u32,
             cluster: splits as u32,
             overlaps: true,
         };
         Launch {
             module: "gemm_w8a8/sm90",
             function: format!("gemm_w8a8_few_{tokens}x{groups}x{stages}"),
-            config: format!("{}x{tokens} split {splits}", groups * BLOCK),
+            config: format!("{}x{tokens} split {splits}{}", groups * BLOCK, if deep { " deep" } else { "" }),
             grid,
             box_rows: tokens as u32,
         }
@@ -153,6 +176,12 @@ impl Many {
 
     fn tiles(&self, p: &Problem, m: usize) -> usize {
         m.div_ceil(Self::BM) * p.n.div_ceil(self.bn)
+    }
+
+    /// A block must own all outputs that share a scale.
+    fn owns_scales(&self, p: &Problem) -> bool {
+        let inputs = p.n / p.epilogue.outputs(p.n);
+        p.epilogue.output != Output::Groups || self.bn.is_multiple_of(GROUP_OUTPUTS * inputs)
     }
 
     /// Microseconds, but for what all share.
@@ -245,11 +274,11 @@ mod tests {
         assert_eq!(config(4096, 4096, 1), "64x8 split 2");
         assert_eq!(config(28672, 4096, 16), "128x16 split 1");
         assert_eq!(config(57344, 8192, 16), "64x16 split 1");
-        assert_eq!(config(8192, 28672, 64), "128x64 split 2");
+        assert_eq!(config(8192, 28672, 64), "128x64 split 2 deep");
         assert_eq!(config(28672, 4096, 128), "128x128 split 1");
-        assert_eq!(config(6144, 4096, 128), "64x128 split 1");
+        assert_eq!(config(6144, 4096, 128), "64x128 split 1 deep");
         assert_eq!(config(4096, 4096, 256), "128x64");
-        assert_eq!(config(4096, 14336, 256), "128x128 split 2");
+        assert_eq!(config(4096, 14336, 256), "128x128 split 2 deep");
         assert_eq!(config(8192, 8192, 256), "128x128 in turns");
         assert_eq!(config(6144, 4096, 512), "128x192");
         assert_eq!(config(28672, 4096, 512), "128x128 in turns");

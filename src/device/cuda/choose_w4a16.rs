@@ -1,6 +1,7 @@
 //! Configurations of gemm_w4a16/sm90 and which of them runs a shape: measured on an H200 (docs/kernels.md).
 
 use super::Grid;
+use super::candidates::{Config, is_plausible};
 use super::choose::{Launch, Problem};
 use super::pack_blocks::{BlockShape, COLUMNS, ROWS};
 
@@ -107,6 +108,25 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
             let many = MANY.iter().min_by(|a, b| a.us(p, m).total_cmp(&b.us(p, m))).expect("a family has tiles");
             if few_us < many.us(p, m) { few.launch(p, shape, m, split(few)) } else { many.launch(p, shape, m) }
         }
+    }
+}
+
+/// Configurations among which the fastest for `m` rows should be.
+pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
+    let many = (0..MANY.len()).filter(|_| m > 64).map(|tile| Config { tile, splits: 0 });
+    let few = FEW.iter().enumerate().flat_map(|(tile, few)| {
+        let (size, slices) = ([few.groups * ROWS, few.tokens], p.k.div_ceil(COLUMNS));
+        let splits = SPLITS.into_iter().filter(move |&splits| is_plausible(p, m, size, slices, splits));
+        splits.map(move |splits| Config { tile, splits })
+    });
+    many.chain(few).collect()
+}
+
+/// The launch of one of [`candidates`].
+pub(super) fn with_config(p: &Problem, shape: BlockShape, config: Config, m: usize) -> Launch {
+    match config.splits {
+        0 => MANY[config.tile].launch(p, shape, m),
+        splits => FEW[config.tile].launch(p, shape, m, splits),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Configurations of gemm_w4a8/sm90 and which of them runs a shape (docs/kernels-linear.md has what was measured).
 
 use super::Grid;
+use super::candidates::Config;
 use super::choose::{Launch, Problem};
 use super::pack_blocks::{COLUMNS, ROWS};
 use super::pack_w4a8::NibbleShape;
@@ -55,7 +56,19 @@ pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize) -> Launch {
     tile.launch(p, shape, m)
 }
 
-/// The ring of `launch`, which is one of [`w4a8`].
+/// Configurations among which the fastest for `m` rows should be.
+pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
+    let covers = |tile: &Tile| 2 * tile.tokens >= m || tile.tokens > FEW_ROWS;
+    let all = (0..TILES.len()).filter(|tile| !p.x_u8 || TILES_U8.contains(tile));
+    all.filter(|&tile| covers(&TILES[tile])).map(|tile| Config { tile, splits: 0 }).collect()
+}
+
+/// The launch of one of [`candidates`].
+pub(super) fn with_config(p: &Problem, shape: NibbleShape, config: Config, m: usize) -> Launch {
+    TILES[config.tile].launch(p, shape, m)
+}
+
+/// The ring of `launch`, which is one of this family.
 pub(super) fn ring(launch: &Launch, shape: NibbleShape) -> Ring {
     let is_of =
         |tile: &&Tile| (tile.tokens, tile.threads()) == (launch.box_rows as usize, launch.grid.threads as usize);

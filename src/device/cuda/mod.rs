@@ -7,6 +7,7 @@
 
 mod attention;
 mod blas;
+mod candidates;
 mod choose;
 mod choose_sm90;
 mod choose_w4a16;
@@ -23,6 +24,7 @@ mod pack_blocks;
 mod pack_w4a8;
 mod probe;
 mod tensor_map;
+mod tuned;
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +42,7 @@ pub use memory::Buffer;
 pub use nvml::{Nvml, Reading};
 pub(crate) use pack::CudaPacked;
 pub use probe::{Gpu, Probe, probe};
+pub use tuned::{Choice, Tuned};
 
 /// Bytes of [`CudaDevice::workspace`].
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
@@ -49,6 +52,7 @@ pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 pub struct CudaDevice {
     inner: Arc<Inner>,
     batch_invariant: bool,
+    tuned: Arc<Tuned>,
 }
 
 /// How the blocks of a launch lie, and how it starts.
@@ -138,6 +142,7 @@ impl CudaDevice {
         // SAFETY: the context was bound by its creation; freed in Inner's drop.
         let workspace = unsafe { result::malloc_sync(WORKSPACE_BYTES) }.map_err(|e| failure("workspace", e))?;
         let uses_sm90 = sm == 90 && !force_ptx && embedded::ARCHS.contains(&"sm_90");
+        let tuned = Arc::new(Tuned::built_in(&name));
         let inner = Inner {
             name,
             sm: if force_ptx { 80 } else { sm },
@@ -154,12 +159,26 @@ impl CudaDevice {
             stream,
             context,
         };
-        Ok(CudaDevice { inner: Arc::new(inner), batch_invariant: false })
+        Ok(CudaDevice { inner: Arc::new(inner), batch_invariant: false, tuned })
     }
 
     /// The same device in the mode of [`crate::device::Device::batch_invariant`].
     pub fn batch_invariant(self) -> Self {
         CudaDevice { batch_invariant: true, ..self }
+    }
+
+    /// The same device choosing the kernels of weights packed from now on by `table` first, then as before.
+    ///
+    /// # Errors
+    /// `Input` for a table of another GPU.
+    pub fn tuned_by(mut self, table: &Tuned) -> Result<Self> {
+        Arc::make_mut(&mut self.tuned).add(table)?;
+        Ok(self)
+    }
+
+    /// The choices that were measured for this GPU.
+    pub(crate) fn tuned(&self) -> &Tuned {
+        &self.tuned
     }
 
     /// Whether kernels are chosen so that a row's result does not depend on its batch.

@@ -2,11 +2,12 @@
 
 use rayon::prelude::*;
 
+use super::candidates::{self, Config};
 use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
 use super::pack_blocks::{BlockShape, ROWS};
 use super::pack_w4a8::NibbleShape;
-use super::{Buffer, CudaDevice};
+use super::{Buffer, CudaDevice, tuned};
 use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
 use crate::dtype::{DType, HostData};
@@ -67,6 +68,8 @@ pub(crate) struct CudaPacked {
     /// `[3, n]` `I32`, as [`Epilogue::fixed_point`] says.
     pub(super) fixed: Option<Buffer>,
     pub(super) epilogue: Epilogue,
+    /// Rows and the configuration measured to be the fastest for them, ascending.
+    pub(super) tuned: Vec<(usize, Config)>,
 }
 
 impl CudaPacked {
@@ -106,10 +109,22 @@ impl CudaPacked {
 
     /// The launch of one of our own kernels for `m` rows, `m` at least 1, of uint8 activations or not.
     pub(super) fn launch(&self, m: usize, x_u8: bool) -> Launch {
+        let p = self.problem(x_u8);
+        if self.device.is_batch_invariant() {
+            return choose_batch_invariant(&p, m);
+        }
+        // Some kernels of uint8 have fewer tiles than those that were measured.
+        match tuned::config(&self.tuned, m).filter(|_| !x_u8) {
+            Some(config) => candidates::launch(&p, config, m),
+            None => choose(&p, m),
+        }
+    }
+
+    /// What its launches depend on beside the number of rows.
+    pub(super) fn problem(&self, x_u8: bool) -> Problem {
         let (sm_count, suffix) = (self.device.sm_count(), self.device.suffix());
         let Self { layout, n, k, epilogue, outliers, .. } = *self;
-        let choose = if self.device.is_batch_invariant() { choose_batch_invariant } else { choose };
-        choose(&Problem { layout, n, k, epilogue, x_u8, outliers, sm_count, suffix }, m)
+        Problem { layout, n, k, epilogue, x_u8, outliers, sm_count, suffix }
     }
 }
 
@@ -132,10 +147,11 @@ impl CudaDevice {
             sums: copy(&packed.sums)?,
             bias: copy(&packed.bias)?,
             fixed: copy(&packed.fixed)?,
-            ..*packed
+            tuned: packed.tuned.clone(),
+            ..**packed
         };
         let order = weight.order.as_ref().map(|order| Ok(order.cuda()?.duplicate()?.into())).transpose()?;
-        Ok(PackedWeight { order, body: PackedBody::Cuda(body), ..*weight })
+        Ok(PackedWeight { order, body: PackedBody::Cuda(Box::new(body)), ..*weight })
     }
 }
 
@@ -195,7 +211,7 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
             "Only 8-bit weights with a scale a channel and k a multiple of 16 have them",
         ));
     }
-    let body = CudaPacked {
+    let mut body = CudaPacked {
         device: device.clone(),
         layout: host.layout,
         n,
@@ -213,8 +229,10 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
         bias,
         fixed: fixed.map(HostData::I32).map(upload).transpose()?,
         epilogue,
+        tuned: Vec::new(),
     };
-    Ok(PackedWeight { n, k, scheme, epilogue, order: order.map(Into::into), body: PackedBody::Cuda(body) })
+    body.tuned = device.tuned().of(&body.problem(false));
+    Ok(PackedWeight { n, k, scheme, epilogue, order: order.map(Into::into), body: PackedBody::Cuda(Box::new(body)) })
 }
 
 /// A packed weight on the host.

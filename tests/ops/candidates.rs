@@ -1,0 +1,92 @@
+//! Every configuration that a table of measured choices may name computes what the specification says, whatever the cost models
+//! would choose.
+
+use lowbit::device::cpu::reference::{self, Rounding};
+use lowbit::device::{Columns, Device, Emit, PackedWeight, Write};
+use lowbit::dtype::{DType, HostData};
+use lowbit::quant::{ActQuant, Weight};
+
+use super::{activations, assert_untouched, cuda_devices, poisoned, poisoned_act, read};
+use crate::common::random::{Random, WeightCase};
+use crate::common::tolerance::{assert_bounded, assert_exact};
+
+/// Rows: one, the edges of every tile, and more than a tile holds.
+const ROWS: [usize; 9] = [1, 8, 9, 17, 33, 64, 65, 129, 257];
+const MOST: usize = ROWS[ROWS.len() - 1];
+
+/// Neither a multiple of a tile nor of a cluster.
+const CASE: WeightCase = WeightCase {
+    n: 520,
+    k: 1168,
+    bits: 4,
+    group_size: 128,
+    symmetric: true,
+    act_order: false,
+    bias: true,
+    activation: ActQuant::None,
+};
+
+fn run(device: &Device, w: &PackedWeight, x: &[f32], m: usize, what: &str) -> Vec<f32> {
+    let mut act = poisoned_act(device, m, w.k);
+    let (x, _) = activations(device, &x[..m * w.k]);
+    device.quantize(&mut act, &x, w.k, Emit { order: None, quant: w.scheme.activation }, m).expect("quantize");
+    let mut out = poisoned(device, DType::F32, m * w.n + 3);
+    device.linear(&mut out, Columns { offset: 0, stride: w.n }, &act, w, Write::Store, m).expect("linear");
+    assert_untouched(what, device, &out, m * w.n);
+    read(device, &out, m * w.n)
+}
+
+/// Runs all candidates for all [`ROWS`] and gives their results, with name and rows, to `check`.
+fn each(device: &Device, case: WeightCase, check: impl Fn(&str, usize, &[f32], &[f32])) {
+    let Device::Cuda(gpu) = device else { panic!("a CUDA device") };
+    let mut random = Random::new(5);
+    let weight = random.weight(case);
+    let x = HostData::from_f32(device.activation_dtype(), random.normals(MOST * case.k)).to_f32();
+    let mut w = device.pack(weight).expect("pack");
+    for m in ROWS {
+        let candidates = gpu.candidates(&w, m);
+        assert!(candidates.len() > 1, "{case:?}: nothing to choose");
+        for choice in candidates {
+            gpu.fix(&mut w, &choice);
+            assert!(w.kernel(m).ends_with(&choice.config), "{} is not {}", w.kernel(m), choice.config);
+            let what = format!("{} for {m} rows of {case:?}", w.kernel(m));
+            check(&what, m, &x, &run(device, &w, &x, m, &what));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_int8_is_exact() {
+    for device in cuda_devices() {
+        let cpu = Device::cpu();
+        let int8 = WeightCase { bits: 8, group_size: usize::MAX, activation: ActQuant::DynamicPerToken, ..CASE };
+        for case in [int8, WeightCase { bits: 4, group_size: 128, ..int8 }] {
+            let w = cpu.pack(Random::new(5).weight(case)).expect("pack");
+            let expected = std::cell::OnceCell::new();
+            each(&device, case, |what, m, x, got| {
+                let expected = expected.get_or_init(|| run(&cpu, &w, x, MOST, "the CPU's"));
+                assert_exact(what, got, &expected[..m * case.n]);
+            });
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn cuda_16bit_is_bounded() {
+    for device in cuda_devices() {
+        for case in [CASE, WeightCase { bits: 8, group_size: 64, symmetric: false, ..CASE }] {
+            let weight = Random::new(5).weight(case);
+            let Weight::Quant(q) = &weight.weight else { panic!("a quantized weight") };
+            let references = std::cell::OnceCell::new();
+            each(&device, case, |what, m, x, got| {
+                let of = |rounding| reference::linear_quant(x, q, weight.bias.as_deref(), rounding);
+                let (exact, twin) =
+                    references.get_or_init(|| (of(Rounding::Exact), of(Rounding::As(device.activation_dtype()))));
+                let len = m * case.n;
+                assert_bounded(what, got, &exact[..len], &twin[..len], device.activation_dtype());
+            });
+        }
+    }
+}
