@@ -32,17 +32,25 @@ pub(super) struct Layer {
     codes: DType,
     /// The input with outliers in 16 bit beside its codes.
     outliers: bool,
+    /// Zero points that differ.
+    asymmetric: bool,
+    /// Columns sorted by group, in an order that is not the input's.
+    act_order: bool,
+    /// Behind the RMSNorm that makes its input, and gathers it for [`Self::act_order`].
+    norm: bool,
 }
 
 impl Layer {
     const DENSE: Layer = Layer::plain(DummyScheme::Bf16, Unit::Float16);
 
     const fn plain(scheme: DummyScheme, unit: Unit) -> Layer {
-        Layer { scheme, unit, epilogue: Epilogue::NONE, codes: DType::I8, outliers: false }
+        let (epilogue, codes) = (Epilogue::NONE, DType::I8);
+        Layer { scheme, unit, epilogue, codes, outliers: false, asymmetric: false, act_order: false, norm: false }
     }
 
     pub(super) fn of(op: Op) -> Option<Layer> {
         let w8a8 = Layer::plain(DummyScheme::Int8(8, 0), Unit::Int8);
+        let w4a16 = Layer::plain(DummyScheme::WeightOnly(4, 128), Unit::Float16);
         let swiglu = Epilogue { activation: Activation::SwiGlu, output: Output::Static { scale: 0.05, zero_point: 0 } };
         Some(match op {
             Op::W8a8 => w8a8,
@@ -50,11 +58,28 @@ impl Layer {
             Op::W8a8U8 => Layer { codes: DType::U8, ..w8a8 },
             Op::LlmInt8 => Layer { outliers: true, ..w8a8 },
             Op::W4a8 => Layer::plain(DummyScheme::Int8(4, 128), Unit::Int8),
-            Op::W4a16 => Layer::plain(DummyScheme::WeightOnly(4, 128), Unit::Float16),
+            Op::W4a16 => w4a16,
+            Op::W4a16Asymmetric => Layer { asymmetric: true, ..w4a16 },
+            Op::W4a16Norm => Layer { norm: true, ..w4a16 },
+            Op::W4a16ActOrder => Layer { norm: true, act_order: true, ..w4a16 },
             Op::W8a16 => Layer::plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
             Op::Dense => Layer::DENSE,
             _ => return None,
         })
+    }
+
+    /// Whether its weights run as they do elsewhere, so that a table may be made of their times.
+    pub(super) fn is_tunable(&self) -> bool {
+        self.epilogue == Epilogue::NONE && self.codes == DType::I8 && !self.norm
+    }
+
+    /// Bytes read of each row of the input, of `k` columns.
+    fn x_bytes(&self, k: usize) -> usize {
+        match self.unit {
+            Unit::Int8 => k + 4,
+            Unit::Float16 if self.norm => 4 * k,
+            Unit::Float16 => 2 * k,
+        }
     }
 
     /// Bytes written of each row of a weight of `n` rows.
@@ -144,14 +169,11 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], 
     let runs_blas = weight.kernel(1) == BLAS;
     let times = match runs_blas {
         true => blas[1].clone(), // measured already
+        false if layer.norm => behind_norm(bench, &weights, rows)?,
         false => {
             let own = own_input(&bench.device, &layer, shape.k, most(rows))?;
             ours(bench, &weights, own.as_ref().unwrap_or(x), rows)?
         }
-    };
-    let x_bytes = match unit {
-        Unit::Int8 => shape.k + 4,
-        Unit::Float16 => 2 * shape.k,
     };
     for (i, (&m, time)) in rows.iter().zip(times).enumerate() {
         let Some(time) = time else { continue };
@@ -165,7 +187,7 @@ fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], 
             m,
             kernel: weight.kernel(m),
             unit: Some(unit),
-            bytes: (weight.bytes() + m * (x_bytes + layer.out_bytes(shape.n))) as u64,
+            bytes: (weight.bytes() + m * (layer.x_bytes(shape.k) + layer.out_bytes(shape.n))) as u64,
             operations: operations(shape, m),
             peers: UNITS.into_iter().zip(blas).filter_map(peer).collect(),
             time,
@@ -189,6 +211,22 @@ fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) ->
     let mut outs = (0..weights.len()).map(|_| Act::new(&device, most(rows), n)).collect::<Result<Vec<_>>>()?;
     let mut time = |m| bench.time(weights.len(), |i| device.linear_codes(&mut outs[i], x, &weights[i], m));
     rows.iter().map(|&m| time(m).map(Some)).collect()
+}
+
+/// The same behind the norm of a residual stream, as a decoder layer runs it.
+fn behind_norm(bench: &mut Bench, weights: &[PackedWeight], rows: &[usize]) -> Result<Sweep> {
+    let (n, k, most) = (weights[0].outputs(), weights[0].k, most(rows));
+    let device = bench.device.clone();
+    let stream = device.upload(random(DType::F32, most * k, 2))?;
+    let norm = device.upload(random(DType::F32, k, 5))?;
+    let mut x = Act::new(&device, most, k)?;
+    let mut outs = outputs(&device, device.activation_dtype(), weights.len(), n, rows)?;
+    let mut op = |i: usize, m: usize| {
+        let emit = Emit { order: weights[i].order.as_ref(), ..Emit::FLOATS };
+        device.rms_norm(&mut x, &stream, &norm, 1e-5, emit, m)?;
+        device.linear(&mut outs[i], Columns { offset: 0, stride: n }, &x, &weights[i], Write::Store, m)
+    };
+    rows.iter().map(|&m| bench.time(weights.len(), |i| op(i, m)).map(Some)).collect()
 }
 
 /// Times of cuBLASLt, all `None` where it is not there.
@@ -229,11 +267,26 @@ pub(super) fn weights(gpu: &CudaDevice, layer: &Layer, shape: Shape) -> Result<V
     if layer.outliers {
         weight.activation = OUTLIERS;
     }
+    if let Weight::Quant(q) = &mut weight.weight {
+        if layer.asymmetric {
+            q.zeros.iter_mut().enumerate().for_each(|(i, zero)| *zero = (3 + i % 10) as f32);
+        }
+        q.order = layer.act_order.then(|| shuffled(q.k));
+    }
     let first = device.pack_fused(weight, layer.epilogue)?;
     let copies = copies(first.bytes());
     let mut weights = (1..copies).map(|_| gpu.duplicate(&first)).collect::<Result<Vec<_>>>()?;
     weights.push(first);
     Ok(weights)
+}
+
+/// `0..len` in random order.
+fn shuffled(len: usize) -> Vec<u32> {
+    let mut keys = vec![0; 4 * len];
+    fill_random(&mut keys, 6);
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    order.sort_by_key(|&i| &keys[4 * i as usize..4 * i as usize + 4]);
+    order
 }
 
 /// A dense bf16 weight in f16, by all threads.

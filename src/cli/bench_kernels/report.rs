@@ -216,6 +216,12 @@ impl Report {
         Report { conditions, ceilings, measurements }
     }
 
+    /// The measurement of the op that `found`'s differs from in one thing, at the same shape.
+    fn plain(&self, found: &Measurement) -> Option<&Measurement> {
+        let op = found.op.plain()?;
+        self.measurements.iter().find(|other| (other.op, &other.shape, other.m) == (op, &found.shape, found.m))
+    }
+
     /// What [`Self::json`] wrote to `file`.
     pub(super) fn read(file: &Path) -> Result<Report> {
         let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
@@ -242,14 +248,15 @@ impl Report {
             "of tensor",
             "x int8",
             "x 16-bit",
+            "x plain",
         ];
-        let rows: Vec<_> = self.measurements.iter().map(row).collect();
+        let rows: Vec<_> = self.measurements.iter().map(|found| row(found, self.plain(found))).collect();
         let right = [&header[2..3], &header[4..]].concat();
         format!("{}\n{}", self.conditions.text(&self.ceilings), output::table(&header, &rows, &right))
     }
 }
 
-fn row(found: &Measurement) -> Vec<String> {
+fn row(found: &Measurement, plain: Option<&Measurement>) -> Vec<String> {
     let dash = || "-".to_owned();
     let rates = found.rates;
     let peer = |unit| {
@@ -269,6 +276,7 @@ fn row(found: &Measurement) -> Vec<String> {
         rates.of_tensor.map_or_else(dash, |fraction| format!("{:.0} %", 100.0 * fraction)),
         peer(Unit::Int8),
         peer(Unit::Float16),
+        plain.map_or_else(dash, |plain| format!("{:.2}", plain.time.median_us / found.time.median_us)),
     ]
 }
 
@@ -431,6 +439,23 @@ pub(super) mod tests {
         assert_eq!(norm[1..=4], ["rms_norm", "4096 to i8", "64", "gemm_w8a8/sm80 16x32x256"]);
         assert_eq!(norm[5..=12], ["2.00", "1.84-2.16", "2.00", "50 %", "-", "-", "-", "-"]);
         let large = cells("| w8a8     | 8192x8192  | 4096");
-        assert_eq!(large[5..=12], ["500.0", "460.0-540.0", "0.34", "8 %", "1100", "100 %", "4.00", "-"]);
+        assert_eq!(large[5..=13], ["500.0", "460.0-540.0", "0.34", "8 %", "1100", "100 %", "4.00", "-", "-"]);
+    }
+
+    #[test]
+    fn an_op_is_beside_the_one_that_it_differs_from() {
+        let mut report = synthetic();
+        let mut swiglu = w8a8([64, 8192, 8192], 22.44);
+        swiglu.op = Op::W8a8Swiglu;
+        report.measurements.push(swiglu.clone());
+        swiglu.m = 63;
+        report.measurements.push(swiglu);
+        let text = report.text();
+        let of = |m: &str| {
+            let start = format!("| w8a8_swiglu | 8192x8192  | {m:>4} ");
+            let line = text.lines().find(|line| line.starts_with(&start)).expect("a line");
+            line.split('|').map(str::trim).nth(13).map(str::to_owned)
+        };
+        assert_eq!((of("64").as_deref(), of("63").as_deref()), (Some("0.98"), Some("-")), "{text}");
     }
 }

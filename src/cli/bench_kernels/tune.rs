@@ -76,10 +76,10 @@ fn default_file(gpu: &str) -> PathBuf {
 /// The fastest configurations of one weight.
 fn tune(gpu: &CudaDevice, op: Op, shape: Shape, rows: &[usize], mut found: impl FnMut(Found)) -> Result<()> {
     let nothing = || Error::input("--op", format!("`{}` has no configurations to choose from on this GPU", op.name()));
-    let layer = Layer::of(op).ok_or_else(nothing)?;
+    let layer = Layer::of(op).filter(Layer::is_tunable).ok_or_else(nothing)?;
     let device = Device::Cuda(gpu.clone());
     let weights = linear::weights(gpu, &layer, shape)?;
-    if weights[0].epilogue.output != crate::device::Output::Floats || gpu.candidates(&weights[0], 1).is_empty() {
+    if gpu.candidates(&weights[0], 1).is_empty() {
         return Err(nothing());
     }
     let input = match linear::own_input(&device, &layer, shape.k, most(rows))? {

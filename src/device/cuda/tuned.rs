@@ -10,6 +10,7 @@
 //!
 //! Weights not in it, and rows between those in it, are the cost models' ([`super::choose`]).
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
@@ -78,6 +79,7 @@ impl Tuned {
         let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.split('#').next().unwrap_or("").trim()));
         let mut lines = lines.filter(|(_, line)| !line.is_empty());
         let gpu = lines.next().and_then(|(_, line)| line.strip_prefix("gpu ")).map(str::trim);
+        let mut known = HashSet::new();
         let mut table = Tuned::new(gpu.ok_or("expected a first line `gpu NAME`, the GPU that the table is for")?);
         for (number, line) in lines {
             let choices = parse_line(line).ok_or_else(|| {
@@ -87,8 +89,8 @@ impl Tuned {
                 )
             })?;
             for choice in choices {
-                if table.choices.iter().any(|known| known.is_for(&choice)) {
-                    let Choice { family, n, k, m, .. } = choice;
+                let Choice { family, n, k, m, .. } = &choice;
+                if !known.insert((family.clone(), *n, *k, *m)) {
                     return Err(format!("line {number}: a second configuration of {family} {n}x{k} at {m} rows"));
                 }
                 table.choices.push(choice);
