@@ -222,3 +222,44 @@ fn as_json(gpu: &str, file: &Path, found: &[Found]) -> Value {
     };
     json!({"gpu": gpu, "file": file, "choices": found.iter().map(one).collect::<Vec<_>>()})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(config: &str, us: f64) -> Found {
+        let choice = Choice { family: "w8a8/sm90".into(), n: 4096, k: 14336, m: 4, config: config.into() };
+        Found { choice, us, model: "64x8 split 2".into(), model_us: 16.8, tried: 14 }
+    }
+
+    #[test]
+    fn gains_are_over_the_cost_model() {
+        let both = [found("64x16 split 2", 16.0), found("64x8 split 2", 16.8)];
+        let text = as_text(&both);
+        let cells = |line: usize| -> Vec<&str> {
+            text.lines().nth(line).expect("a line").split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect()
+        };
+        let shape = ["w8a8/sm90", "4096x14336", "4"];
+        assert_eq!(
+            cells(2),
+            [&shape[..], &["64x16 split 2", "16.00", "64x8 split 2", "16.80", "5.0 %", "14"]].concat()
+        );
+        assert_eq!(cells(3), [&shape[..], &["64x8 split 2", "16.80", "64x8 split 2", "16.80", "-", "14"]].concat());
+        let summary = summary(Path::new("a.txt"), &both);
+        assert_eq!(
+            summary,
+            "a.txt: 2 choices; 1 are not the cost model's. Faster than those by 2.5 % on average, 5.0 % at most."
+        );
+        assert!(super::summary(Path::new("a.txt"), &[]).contains("0 choices"));
+        let json = as_json("G", Path::new("a.txt"), &both);
+        assert_eq!(
+            (&json["choices"][0]["config"], &json["choices"][1]["model_us"]),
+            (&"64x16 split 2".into(), &16.8.into())
+        );
+    }
+
+    #[test]
+    fn a_table_is_named_like_its_gpu() {
+        assert_eq!(default_file("NVIDIA H100 80GB HBM3"), Path::new("nvidia-h100-80gb-hbm3.txt"));
+    }
+}
