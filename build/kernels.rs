@@ -20,7 +20,7 @@ pub(crate) const ALL_ARCHS: [&str; 5] = ["80", "86", "89", "90", "ptx"];
 const HOPPER_FILE: &str = "sm90.cu";
 
 /// ptxas warnings that mean a kernel lost its speed: wgmma was serialised; setmaxnreg was ignored.
-const FATAL_WARNINGS: [&str; 2] = ["C7508", "C7510"];
+const FATAL_WARNINGS: [&str; 3] = ["C7508", "C7510", "C7512"];
 
 /// The architectures of a comma-separated list, or all.
 pub(crate) fn archs(list: Option<&str>) -> Result<Vec<&'static str>> {

@@ -151,6 +151,10 @@ struct WeightBlock {
     group.zeros = args.zeros != 0 ? load_shared4(at + 128 + args.low_scales * 128) : args.w_zero * 0x00010001u;
     return group;
   }
+  // Of blocks in one group whose scales are one 16-bit float and whose zero points are all the same: instructions count.
+  __device__ __forceinline__ GroupParameters only_group(const GemmW4A16Sm90Args& args) const {
+    return {load_shared4(parameters), 0, args.w_zero * 0x00010001u};
+  }
 };
 
 // The ring of stages in dynamic shared memory: barriers, then for each stage x, 128 columns as two boxes of 64, and a block

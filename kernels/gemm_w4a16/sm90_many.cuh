@@ -8,10 +8,7 @@
 //           each at its own pace, so that one's epilogue runs beside the other's products.
 #pragma once
 
-#include <type_traits>
-
-#include "common/wgmma.cuh"
-#include "gemm_w4a16/sm90_block.cuh"
+#include "gemm_w4a16/sm90_products.cuh"
 
 template <typename T, int BITS, int TOKENS, int GROUPS>
 struct GemmW4A16Many {
@@ -56,90 +53,26 @@ struct GemmW4A16Many {
     }
   }
 
-  // How fragments get their scale: in the making, afterwards, or afterwards from two parts.
-  enum Scaling { FUSED, ONE_PART, TWO_PARTS };
-
-  template <Scaling SCALING>
-  struct Group {
-    GroupParameters parameters;
-    Fragments<T, BITS> fragments;
-
-    __device__ __forceinline__ explicit Group(const GroupParameters& p) : parameters(p), fragments(of(p)) {}
-    static __device__ __forceinline__ Fragments<T, BITS> of(const GroupParameters& p) {
-      if constexpr (SCALING == FUSED) {
-        return Fragments<T, BITS>::scaled(p);
-      } else {
-        return Fragments<T, BITS>(p);
-      }
-    }
-    template <int HALF>
-    __device__ __forceinline__ void make(const CodeTile<T, BITS>& codes, uint32_t (&a)[4]) const {
-      fragments.template make<HALF>(codes, a);
-      if constexpr (SCALING != FUSED) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t scale = i % 2 == 0 ? twice_low(parameters.scales) : twice_high(parameters.scales);
-          const uint32_t low = i % 2 == 0 ? twice_low(parameters.low_scales) : twice_high(parameters.low_scales);
-          a[i] = SCALING == TWO_PARTS ? fma_16x2(T(), a[i], scale, mul_16x2(T(), a[i], low)) : mul_16x2(T(), a[i], scale);
-        }
-      }
-    }
-  };
-
-  // The sums of a tile. STEPS: of sixteen columns for which a group's parameters hold, 8 where a block of w is in one.
-  template <Scaling SCALING, int STEPS>
-  static __device__ __forceinline__ void accumulate(const GemmW4A16Sm90Args& args, Ring& ring,
+  // The sums of a tile.
+  template <typename Way>
+  static __device__ __forceinline__ void accumulate(Way, const GemmW4A16Sm90Args& args, Ring& ring,
                                                     float (&acc)[TOKENS / 2]) {
     const uint32_t warpgroup = threadIdx.x / 128;
     uint32_t a[2][4];
     uint32_t previous = 0;
     for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance()) {
       const WeightBlock<T, BITS> block(ring.w() + warpgroup * args.block_bytes);
-      const uint64_t x = matrix_descriptor(ring.x()), x64 = matrix_descriptor(ring.x() + Ring::BOX_BYTES);
+      const uint64_t x = matrix_descriptor(ring.x());
       barrier_wait(ring.full(), ring.parity);
-      CodeTile<T, BITS> codes[4];
-#pragma unroll
-      for (int first = 0; first < 8; first += STEPS) {
-        const Group<SCALING> group(block.group(args, STEPS == 8 ? 0 : first / 2 * args.groups / 4));
-#pragma unroll
-        for (int step = first; step < first + STEPS; ++step) {
-          if (step % (8 / block.PARTS) == 0) block.load(step / (8 / block.PARTS), codes);
-          if (step % 2 == 0) {
-            group.template make<0>(codes[step / 2], a[0]);
-          } else {
-            group.template make<1>(codes[step / 2], a[1]);
-          }
-          products_fence();
-          Product16Bit<T, TOKENS>::run(acc, a[step % 2], (step < 4 ? x : x64) + step % 4 * 2, k_block + step != 0);
-          products_commit();
-          products_wait<1>();
-          if (step == 0 && k_block != 0 && threadIdx.x % 32 == 0) barrier_arrive(previous);
-        }
-      }
+      multiply_stage<Way, T, BITS, TOKENS>(args, block, x, k_block != 0, a, acc, [&] {
+        if (k_block != 0 && threadIdx.x % 32 == 0) barrier_arrive(previous);
+      });
       previous = ring.empty();
     }
     products_wait<0>();
     if (threadIdx.x % 32 == 0) barrier_arrive(previous);
-  }
-
-  // The same by the way that fits the weights; what is left to multiply the sums by.
-  static __device__ __forceinline__ float accumulate(const GemmW4A16Sm90Args& args, Ring& ring,
-                                                     float (&acc)[TOKENS / 2]) {
-    if constexpr (std::is_same<T, bf16>::value) {
-      const bool exact_offset = args.zeros == 0 && (args.w_zero & (args.w_zero - 1)) == 0;
-      if (args.low_scales == 0 && args.groups == 1 && exact_offset) {
-        accumulate<FUSED, 8>(args, ring, acc);
-        return 1 / Fragments<T, BITS>::SCALED_UNIT;
-      }
-    }
-    if (args.low_scales != 0) {
-      accumulate<TWO_PARTS, 2>(args, ring, acc);
-    } else if (GROUPS == 2 && args.groups == 1) {
-      accumulate<ONE_PART, 8>(args, ring, acc);
-    } else {
-      accumulate<ONE_PART, 2>(args, ring, acc);
-    }
-    return 1 / Fragments<T, BITS>::UNIT;
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; ++i) acc[i] *= Way::rest;
   }
 
   static __device__ __forceinline__ void consume(const GemmW4A16Sm90Args& args, Ring ring, uint8_t* shared) {
@@ -150,7 +83,7 @@ struct GemmW4A16Many {
     wait_for_dependencies();
     for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
       float acc[TOKENS / 2];
-      const float unit = accumulate(args, ring, acc);
+      by_scaling<T, BITS, GROUPS == 2>(args, [&](auto way) { accumulate(way, args, ring, acc); });
       const uint2 tile = tiles.at(index);
 #pragma unroll
       for (int j = 0; j < TOKENS / 8; ++j) {
@@ -158,7 +91,7 @@ struct GemmW4A16Many {
         if (token >= args.y.m) break;
         float sums[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = acc[4 * j + i] * unit;
+        for (int i = 0; i < 4; ++i) sums[i] = acc[4 * j + i];
         write_16x8(writer, turn, token, tile.y * ROWS + warp * 16, sums);
       }
     }

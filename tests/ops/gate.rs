@@ -94,7 +94,9 @@ fn fused_floats(device: &Device) {
                 let linear = Linear::gated(device, vec![gate.clone(), up.clone()], &down).expect("gated");
                 let out = Linear::new(device, vec![down.clone()]).expect("down");
 
-                let (x, values) = activations(device, &random.normals(m * hidden));
+                // Small: a product of two outputs must be a number in f16.
+                let x: Vec<f32> = random.normals(m * hidden).iter().map(|x| x / 16.0).collect();
+                let (x, values) = activations(device, &x);
                 let mut act = poisoned_act(device, m, hidden);
                 let mut between = poisoned_act(device, m, inner);
                 device.quantize(&mut act, &x, hidden, linear.emit(), m).expect("quantize");
