@@ -1,197 +1,205 @@
 // W4A16 and W8A16 linear layer on 16-bit tensor cores (mma.sync), sm_80 and newer; more than a few rows.
 //
 // Computes: y[m, n] = sum over groups of w_scale[group, n] * (sum over k of x[m, k] * (code[n, k] - zero[group, n])).
-// Layout:   x row-major, rows of exactly k; w in fragment order (docs/formats.md): 16 bytes feed one lane.
-//           Within each 32 columns lane 4g + t takes columns 8t .. 8t + 7, for x as for w: a sum over k may be taken
-//           in any order, and so a lane's x values are 16 contiguous bytes too.
+// Layout:   x row-major, rows of exactly k; w in fragment order (docs/formats.md): 16 bytes feed one lane. Weights are
+//           the 16-row operand and tokens the 8 columns, so that neither needs its registers moved: a product's operand of w comes out
+//           of the conversion as it must be, and eight columns of x, 16 contiguous bytes of a lane, are the operands of two.
 // Dtypes:   x f16 or bf16, w 4- or 8-bit codes made exact 16-bit integers, or 4-bit codes of a codebook (c4) made its
-//           values in the type of x; f32 sums, scales on the f32 sums.
-// Grid:     one block a BM x BN tile of y; a warp a (BM / WARPS_M) x (BN / WARPS_N) part.
-// Shared:   STAGES * (128 BM + 8 BITS BN) bytes: a ring of 64-column slices filled by cp.async.
-// Numerics: deterministic, no split over k. Weights are not rounded; each group's sum is one f32 chain.
+//           values in the type of x; f32 sums.
+// Grid:     blocks that all run at once share out BM x BN tiles of y (sm80_work.cuh); a warp has a (BM / WARPS_M) x
+//           (BN / WARPS_N) part.
+// Shared:   STAGES * (128 BM + 8 BITS BN) bytes, a ring of 64-column slices, and 12 BN WARPS_M of scales and zero points.
+// Numerics: deterministic; how k is split depends on m, n, k and the number of multiprocessors alone. Up to 32 tokens weights
+//           are not rounded and scales go on the f32 sum of each group. Above there are no registers for such sums: a
+//           weight times its scale is rounded once to the type of x.
 // Limits:   k a multiple of 8, group a multiple of 32 or all of k, integral zero points up to 2^BITS
 //           (gemm_any takes the rest).
 // Source:   fragment-ordered weights and register dequantization as in Frantar et al., "MARLIN", 2024; the column
-//           order and the scales on sums are ours.
+//           order, the roles of the operands and bf16 from subnormals are ours.
 
-#include "common/async_copy.cuh"
 #include "common/linear_out.cuh"
 #include "common/mma.cuh"
-#include "gemm_w4a16/dequant.cuh"
+#include "gemm_w4a16/sm80_weights.cuh"
+
+// Of an 8 x 8 matrix of which lane 4g + t has columns 2t and 2t + 1 of row g: rows 2t and 2t + 1 of column g.
+__device__ __forceinline__ float2 transpose_8x8(float2 v) {
+  const uint32_t x = __float_as_uint(v.x), y = __float_as_uint(v.y);
+  uint32_t low = __byte_perm(x, y, 0x5410), high = __byte_perm(x, y, 0x7632);
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(low));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(high));
+  return make_float2(__uint_as_float(__byte_perm(low, high, 0x5410)), __uint_as_float(__byte_perm(low, high, 0x7632)));
+}
 
 template <typename T, int BITS, bool CODEBOOK, int BM, int BN, int WARPS_M, int WARPS_N, int STAGES>
 struct GemmW4A16 {
-  static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int WM = BM / WARPS_M;
-  static constexpr int WN = BN / WARPS_N;
-  static constexpr int MT = WM / 16;
-  static constexpr int NT = WN / 16;
-  static constexpr int TILE_BYTES = 128 * BITS;  // 16 rows of w, 64 columns
-  static constexpr int X_BYTES = BM * 128;       // 64 columns of x
-  static constexpr int STAGE_BYTES = X_BYTES + BN / 16 * TILE_BYTES;
-  static_assert(WM % 16 == 0 && WN % 16 == 0, "tile");
+  using Shape = TileShape<BITS, BM, BN, WARPS_M, WARPS_N>;
+  using Work = TileWork<BM, BN>;
+  using Loader = SliceLoader<T, Shape>;
+  static constexpr int MT = Shape::MT, NT = Shape::NT, STAGE_BYTES = Shape::STAGE_BYTES;
+  static constexpr bool ON_SUMS = MT * NT <= 8;  // else there are no registers for a group's own sums
+  static constexpr int TABLE_BYTES = 192 * NT;   // of a warp
+  static_assert(STAGES >= 2, "ring");
 
-  // Chunk of 16 bytes in a row of 128: odd rows swap halves, so that eight lanes (two rows, four chunks) that load
-  // 16 bytes each meet eight groups of banks.
-  static __device__ __forceinline__ uint32_t chunk_offset(uint32_t row, uint32_t chunk) {
-    return row * 128 + ((chunk ^ (row % 2 * 4)) << 4);
-  }
-
-  static __device__ __forceinline__ void load_slice(uint32_t stage, const GemmW4A16Args& args, uint32_t first_row,
-                                                    uint32_t first_tile, uint32_t slice) {
-    const T* x = static_cast<const T*>(args.x);
-#pragma unroll
-    for (int i = threadIdx.x; i < BM * 8; i += THREADS) {
-      const uint32_t row = i / 8, chunk = i % 8, column = slice * 64 + chunk * 8;
-      const bool valid = column < args.k && first_row + row < args.y.m;
-      const size_t at = valid ? static_cast<size_t>(first_row + row) * args.k + column : 0;
-      copy_async16(stage + chunk_offset(row, chunk), x + at, valid);
-    }
-    constexpr int TILE_CHUNKS = TILE_BYTES / 16;
-    const size_t slices = (args.k + 63) / 64;
-#pragma unroll
-    for (int i = threadIdx.x; i < BN / 16 * TILE_CHUNKS; i += THREADS) {
-      const uint32_t tile = i / TILE_CHUNKS, chunk = i % TILE_CHUNKS;
-      const bool valid = (first_tile + tile) * 16 < args.n_pad;
-      const size_t at = valid ? ((first_tile + tile) * slices + slice) * TILE_BYTES + chunk * 16 : 0;
-      copy_async16(stage + X_BYTES + i * 16, args.w + at, valid);
-    }
-  }
-
-  struct Zeros {
-    uint32_t g[NT], g8[NT];
+  // Where the block is in the ring.
+  struct Ring {
+    uint32_t base, stage = 0;
+    __device__ __forceinline__ uint32_t at() const { return base + stage * STAGE_BYTES; }
+    __device__ __forceinline__ void advance() { stage = stage + 1 == STAGES ? 0 : stage + 1; }
   };
-  static __device__ __forceinline__ Zeros load_zeros(const GemmW4A16Args& args, uint32_t group, uint32_t first_col) {
-    Zeros z;
-    const uint32_t g = threadIdx.x % 32 / 4;
+
+  // The sums of one part of a tile, f-th fragment: tokens f / NT * 8 .., rows f % NT * 16 .. of w.
+  template <Scaling SCALING>
+  static __device__ __forceinline__ void accumulate(const GemmW4A16Sm80Args& args, const TilePart& part, Loader& loader,
+                                                    Ring& ring, float (&acc)[MT * NT][4]) {
+    const GemmW4A16Args& layer = args.layer;
+    const uint32_t group = min(layer.group, layer.k), last_group = (layer.k + group - 1) / group - 1;
+    const uint32_t group_steps = (group + 31) / 32, warp = threadIdx.x / 32;
+    uint32_t this_group = min(part.begin * 64 / group, last_group);
+    uint32_t steps_left = (this_group + 1) * group_steps - part.begin * 2;
+    GroupTable<T, BITS, CODEBOOK, NT, SCALING> table(layer, ring.base + STAGES * STAGE_BYTES + warp * TABLE_BYTES,
+                                                     part.col + warp / WARPS_M * Shape::WN);
+    table.fetch(layer, this_group);
+    wait_copies<STAGES - 1>();  // for the first part; others find their slice there
+    __syncthreads();
+    table.publish();
+    table.fetch(layer, min(this_group + 1, last_group));
+
+    float group_sum[ON_SUMS ? MT * NT : 1][4] = {};
+    Operands<T, Shape> o;
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
-      uint32_t low = args.w_zero, high = args.w_zero;
-      const uint32_t col = first_col + j * 16 + g;
-      if (args.w_zeros != nullptr && col < args.n_pad) {
-        low = args.w_zeros[static_cast<size_t>(group) * args.n_pad + col];
-        high = args.w_zeros[static_cast<size_t>(group) * args.n_pad + col + 8];
-      }
-      z.g[j] = ZeroPoint<T, BITS>::low(low);
-      z.g8[j] = ZeroPoint<T, BITS>::high(high);
+      o.load_codes(ring.at(), j, 0);
+      table.template make<0>(o.codes[j], j, o.w[j]);
     }
-    return z;
-  }
+#pragma unroll
+    for (int i = 0; i < MT; ++i) o.load_x(ring.at(), i, 0);
 
-  static __device__ __forceinline__ void load_scales(float2 (&scales)[2 * NT], const GemmW4A16Args& args, uint32_t group,
-                                                     uint32_t first_col) {
+    uint32_t left = part.end - part.begin;
+    while (left != 0) {
+      // Until this part ends, or that of the copies, which are ahead.
+      const uint32_t end = left - (loader.slices_left == 0 ? left : min(left, loader.slices_left));
+      for (; left != end; --left) {
 #pragma unroll
-    for (int j = 0; j < 2 * NT; ++j) {
-      const uint32_t col = first_col + j * 8 + threadIdx.x % 4 * 2;
-      const float* p = args.w_scales + static_cast<size_t>(group) * args.n_pad + col;
-      scales[j] = col < args.n_pad ? *reinterpret_cast<const float2*>(p) : make_float2(0.0f, 0.0f);
-    }
-  }
-
-  static __device__ __forceinline__ void run(const GemmW4A16Args& args) {
-    extern __shared__ __align__(128) uint8_t shared[];
-    const uint32_t base = shared_address(shared);
-    const uint2 tile = tile_of_block<BM, BN>(args.y.m, args.y.n);
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
-    const uint32_t first_row = tile.x * BM, first_tile = tile.y * (BN / 16);
-    const uint32_t first_col = tile.y * BN + warp_n * WN;
-    const uint32_t slices = (args.k + 63) / 64;
-    const uint32_t group = min(args.group, args.k), last_group = (args.k + group - 1) / group - 1;
-    const uint32_t group_steps = (group + 31) / 32;
-    const Levels<T, BITS, CODEBOOK> levels(args);
-
-    float acc[MT][2 * NT][4] = {}, sum[MT][2 * NT][4] = {};
-    float2 scales[2 * NT];
-    uint32_t this_group = 0, steps_left = group_steps;
-    load_scales(scales, args, 0, first_col);
-    Zeros zeros = load_zeros(args, 0, first_col), next_zeros = load_zeros(args, min(1u, last_group), first_col);
-
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s) {
-      if (s < slices) load_slice(base + s * STAGE_BYTES, args, first_row, first_tile, s);
-      commit_copies();
-    }
-    uint32_t stage = 0, free_stage = STAGES - 1;
-    for (uint32_t slice = 0; slice < slices; ++slice) {
-      wait_copies<STAGES - 2>();
-      __syncthreads();
-      const uint32_t ahead = slice + STAGES - 1;
-      if (ahead < slices) load_slice(base + free_stage * STAGE_BYTES, args, first_row, first_tile, ahead);
-      commit_copies();
-      const uint8_t* x = shared + stage * STAGE_BYTES;
-      const uint8_t* w = x + X_BYTES + warp_n * (NT * TILE_BYTES);
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        uint4 rows[MT][2];
-#pragma unroll
-        for (int i = 0; i < 2 * MT; ++i) {
-          const uint32_t row = warp_m * WM + i * 8 + g;
-          rows[i / 2][i % 2] = *reinterpret_cast<const uint4*>(x + chunk_offset(row, step * 4 + t));
-        }
-#pragma unroll
-        for (int j = 0; j < NT; ++j) {
-          // A lane's 16 bytes hold two steps of 4-bit codes, one step of 8-bit codes.
-          const uint32_t at = j * TILE_BYTES + (BITS == 4 ? lane * 16 + step * 8 : step * 512 + lane * 16);
-          const auto codes = *reinterpret_cast<const CodeTile<T, BITS>*>(__builtin_assume_aligned(w + at, 2 * BITS));
+        for (int step = 0; step < 2; ++step) {
+          if (step == 1) {  // what is loaded from here on lies in the next slice; all of this one is in registers
+            wait_copies<STAGES - 2>();
+            __syncthreads();
+            loader.next(ring.at(), layer);
+            ring.advance();
+          }
+          const bool group_ends = --steps_left == 0;
+          [[maybe_unused]] float2 scale[NT];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            uint32_t p[4];
-            if (half == 0) {
-              levels.template fragment<0>(codes, zeros.g[j], zeros.g8[j], p);
-            } else {
-              levels.template fragment<1>(codes, zeros.g[j], zeros.g8[j], p);
+            if (half == 1) {  // what is made from here on belongs to the next 32 columns
+              if constexpr (ON_SUMS) {
+#pragma unroll
+                for (int j = 0; j < NT; ++j) scale[j] = table.sum_scales(j);
+              }
+              if (__builtin_expect(group_ends, 0)) {
+                table.publish();
+                this_group = min(this_group + 1, last_group);  // past the end come only columns that pad k to 64
+                table.fetch(layer, min(this_group + 1, last_group));
+                steps_left = group_steps;
+              }
             }
 #pragma unroll
-            for (int i = 0; i < MT; ++i) {
-              const uint4 &r = rows[i][0], &r8 = rows[i][1];
-              const uint32_t a[4] = {half == 0 ? r.x : r.z, half == 0 ? r8.x : r8.z, half == 0 ? r.y : r.w,
-                                     half == 0 ? r8.y : r8.w};
-              mma_16bit<T>(sum[i][2 * j], a, p[0], p[2]);
-              mma_16bit<T>(sum[i][2 * j + 1], a, p[1], p[3]);
+            for (int j = 0; j < NT; ++j) {
+#pragma unroll
+              for (int i = 0; i < MT; ++i) {
+                const uint4& x = o.x[i];
+                float(&sum)[4] = ON_SUMS ? group_sum[ON_SUMS ? i * NT + j : 0] : acc[i * NT + j];
+                mma_16bit<T>(sum, o.w[j], half == 0 ? x.x : x.z, half == 0 ? x.y : x.w);
+                if (half == 1 && j + 1 == NT) o.load_x(ring.at(), i, 1 - step);
+              }
+              if (half == 0) {
+                table.template make<1>(o.codes[j], j, o.w[j]);
+                o.load_codes(ring.at(), j, 1 - step);
+              } else {
+                table.template make<0>(o.codes[j], j, o.w[j]);
+              }
             }
           }
-        }
-        if (--steps_left == 0 || (step == 1 && slice + 1 == slices)) {
+          if constexpr (ON_SUMS) {
+            if (group_ends || (step == 1 && left == 1)) {
 #pragma unroll
-          for (int j = 0; j < 2 * NT; ++j) {
+              for (int f = 0; f < MT * NT; ++f) {
 #pragma unroll
-            for (int i = 0; i < MT; ++i) {
-              acc[i][j][0] = fmaf(sum[i][j][0], scales[j].x, acc[i][j][0]);
-              acc[i][j][1] = fmaf(sum[i][j][1], scales[j].y, acc[i][j][1]);
-              acc[i][j][2] = fmaf(sum[i][j][2], scales[j].x, acc[i][j][2]);
-              acc[i][j][3] = fmaf(sum[i][j][3], scales[j].y, acc[i][j][3]);
-              sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;
+                for (int e = 0; e < 4; ++e) {
+                  acc[f][e] = fmaf(group_sum[f][e], e / 2 == 0 ? scale[f % NT].x : scale[f % NT].y, acc[f][e]);
+                  group_sum[f][e] = 0.0f;
+                }
+              }
             }
           }
-          steps_left = group_steps;
-          this_group = min(this_group + 1, last_group);  // past the end come only columns that pad k to 64
-          load_scales(scales, args, this_group, first_col);
-          zeros = next_zeros;
-          next_zeros = load_zeros(args, min(this_group + 1, last_group), first_col);
         }
       }
-      free_stage = stage;
-      stage = stage + 1 == STAGES ? 0 : stage + 1;
+      if (loader.slices_left == 0) loader.seek(args);
+    }
+    if constexpr (table.UNIT != 1.0f) {
+#pragma unroll
+      for (int f = 0; f < 4 * MT * NT; ++f) acc[f / 4][f % 4] *= 1.0f / table.UNIT;
+    }
+  }
+
+  static __device__ __forceinline__ void accumulate(const GemmW4A16Sm80Args& args, const TilePart& part, Loader& loader,
+                                                    Ring& ring, float (&acc)[MT * NT][4]) {
+    if constexpr (ON_SUMS) {
+      accumulate<Scaling::SUMS>(args, part, loader, ring, acc);
+    } else {
+      if (CODEBOOK || args.low_scales != 0) return accumulate<Scaling::TWO_PARTS>(args, part, loader, ring, acc);
+      if constexpr (std::is_same<T, bf16>::value && !CODEBOOK) {
+        const bool exact_offset = args.layer.w_zeros == nullptr && (args.layer.w_zero & (args.layer.w_zero - 1)) == 0;
+        if (exact_offset) return accumulate<Scaling::FUSED>(args, part, loader, ring, acc);
+      }
+      if constexpr (!CODEBOOK) accumulate<Scaling::ONE_PART>(args, part, loader, ring, acc);
+    }
+  }
+
+  static __device__ __forceinline__ void run(const GemmW4A16Sm80Args& args) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    Ring ring{shared_address(shared)};
+    Loader loader;
+    loader.seek(args);
+#pragma unroll 1
+    for (int s = 0; s < STAGES; ++s) {
+      loader.next(ring.base + s * STAGE_BYTES, args.layer);
+      if (loader.slices_left == 0) loader.seek(args);
+    }
+    for (uint32_t index = 0;; ++index) {
+      const TilePart part = Work::part(args, index);
+      if (!part.valid) break;
+      float acc[MT * NT][4] = {};
+      accumulate(args, part, loader, ring, acc);
+      if (!part.whole && !Work::reduce(args, part, acc)) continue;
+      const LinearWriter writer(args.layer.y);
+      const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+      const uint32_t col = part.col + warp / WARPS_M * Shape::WN + lane % 4 * 2;
+      uint32_t row = part.row + warp % WARPS_M * Shape::WM + lane / 4;
+      // Registers have no index: the rest moves up instead. One copy of this code for each i would be most of the kernel.
+#pragma unroll 1
+      for (int i = 0; i < MT; ++i, row += 8) {
+#pragma unroll
+        for (int half = 0; half < 2 * NT; ++half) {
+          const float(&sums)[4] = acc[half / 2];
+          const float2 y = transpose_8x8(make_float2(sums[half % 2 * 2], sums[half % 2 * 2 + 1]));
+          writer.store2(row, col + half * 8, y.x, y.y);
+        }
+#pragma unroll
+        for (int f = NT; f < MT * NT; ++f) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) acc[f - NT][e] = acc[f][e];
+        }
+      }
     }
     wait_copies<0>();
-
-    const LinearWriter writer(args.y);
-#pragma unroll
-    for (int i = 0; i < 2 * MT; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2 * NT; ++j) {
-        writer.store2(first_row + warp_m * WM + i * 8 + g, first_col + j * 8 + 2 * t, acc[i / 2][j][i % 2 * 2],
-                      acc[i / 2][j][i % 2 * 2 + 1]);
-      }
-    }
   }
 };
 
-// The configurations; src/device/cuda/choose.rs has the same table (a test compares them) and the choice.
+// The configurations; src/device/cuda/choose_sm80.rs has the same table (a test compares them) and the choice.
 #define GEMM_W4A16(NAME, T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)  \
   extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS)        \
-      gemm_##NAME##a16_##BM##x##BN##_##T(const __grid_constant__ GemmW4A16Args args) { \
+      gemm_##NAME##a16_##BM##x##BN##_##T(const __grid_constant__ GemmW4A16Sm80Args args) { \
     GemmW4A16<T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES>::run(args);        \
   }
 #define GEMM_W4A16_TYPES(BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)            \
@@ -201,6 +209,7 @@ struct GemmW4A16 {
   GEMM_W4A16(w4, bf16, 4, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)    \
   GEMM_W4A16(w8, bf16, 8, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)    \
   GEMM_W4A16(c4, bf16, 4, true, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)
-GEMM_W4A16_TYPES(32, 64, 1, 4, 6, 3)
-GEMM_W4A16_TYPES(64, 64, 2, 2, 5, 2)
-GEMM_W4A16_TYPES(128, 128, 2, 4, 4, 1)
+GEMM_W4A16_TYPES(16, 128, 1, 4, 6, 3)
+GEMM_W4A16_TYPES(32, 128, 1, 4, 6, 3)
+GEMM_W4A16_TYPES(64, 128, 1, 4, 4, 2)
+GEMM_W4A16_TYPES(128, 256, 2, 4, 3, 1)

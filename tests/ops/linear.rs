@@ -19,6 +19,7 @@ on_every_device!(
     dense_rows,
     quant,
     quant_rows,
+    quant_scales,
     codebook,
     int8,
     int8_rows,
@@ -115,7 +116,12 @@ fn bounded_case(device: &Device, m: usize, what: &str, random: &mut Random, weig
             let rounded = reference::round_int16(&ordered, q.k, q.group_size);
             reference::linear_quant(&rounded, q, bias, Rounding::As(DType::F32))
         }
-        dtype => reference::linear_quant(&ordered, q, bias, Rounding::As(dtype)),
+        dtype => {
+            let twin = reference::linear_quant(&ordered, q, bias, Rounding::As(dtype));
+            // Where f16 has no room for a weight, none is rounded to it; bf16 gives the bound.
+            let fits = twin.iter().all(|y| y.is_finite());
+            if fits { twin } else { reference::linear_quant(&ordered, q, bias, Rounding::As(DType::BF16)) }
+        }
     };
     let w = device.pack(weight.clone()).expect("pack");
     let got = run(device, &w, &emitted(device, &x, &w, m), m);
@@ -154,6 +160,31 @@ fn quant_rows(device: &Device) {
         quant_case(device, m, WeightCase { group_size: 32, ..W4 });
         quant_case(device, m, WeightCase { symmetric: false, ..W4 });
         quant_case(device, m, WeightCase { bits: 8, group_size: usize::MAX, n: 17, ..W4 });
+    }
+}
+
+/// Scales that a weight may be multiplied by before it is rounded, that take two floats for it, and that the activation type
+/// has no room for.
+fn quant_scales(device: &Device) {
+    let bf16: fn(f32) -> f32 = |scale| half::bf16::from_f32(scale).to_f32();
+    let scales: [(&str, fn(f32) -> f32); 5] = [
+        ("bf16", bf16),
+        ("f32", |scale| scale * 0.123_456_7),
+        ("large", |scale| scale * 1e4),
+        ("tiny", |scale| scale * 1e-7),
+        ("zero", |_| 0.0),
+    ];
+    for m in [1, 16, 33, 65, 129] {
+        for (bits, symmetric) in [(4, true), (4, false), (8, true)] {
+            let case = WeightCase { n: 130, group_size: 64, bits, symmetric, ..W4 };
+            for (name, scale_of) in scales {
+                let mut random = Random::new(m as u64);
+                let mut weight = random.weight(case);
+                let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
+                q.scales.iter_mut().for_each(|scale| *scale = scale_of(*scale));
+                bounded_case(device, m, &format!("{name} scales m={m} {case:?}"), &mut random, &weight);
+            }
+        }
     }
 }
 

@@ -10,6 +10,8 @@ mod gate;
 mod linear;
 #[cfg(lowbit_cuda)]
 mod peers;
+#[cfg(lowbit_cuda)]
+mod replays;
 mod rows;
 
 use lowbit::device::cpu::CpuDevice;

@@ -4,7 +4,7 @@
 
 use super::candidates::Config;
 use super::pack::Layout;
-use super::{Grid, choose_sm90, choose_w4a8, choose_w4a16};
+use super::{Grid, choose_sm80, choose_sm90, choose_w4a8, choose_w4a16};
 use crate::device::{Activation, Epilogue, GROUP_OUTPUTS, Output};
 
 /// One launch, all but its arguments.
@@ -19,6 +19,8 @@ pub(super) struct Launch {
     pub(super) grid: Grid,
     /// Rows of x that one copy of a tensor map takes; 0 for kernels that read x by address.
     pub(super) box_rows: u32,
+    /// How many tiles, the last ones, blocks of gemm_w4a16/sm80 share along k.
+    pub(super) cut_tiles: u32,
 }
 
 /// What a choice depends on beside the number of rows.
@@ -32,7 +34,11 @@ pub(super) struct Problem {
     pub(super) x_u8: bool,
     /// LLM.int8().
     pub(super) outliers: bool,
+    /// A weight times its scale may be no number of the activation type: scales go on sums (gemm_w4a16).
+    pub(super) sums_only: bool,
     pub(super) sm_count: u32,
+    /// Dynamic shared memory that a block may have, bytes.
+    pub(super) max_shared: u32,
     /// `f16` or `bf16`.
     pub(super) suffix: &'static str,
 }
@@ -91,20 +97,15 @@ const W4A8: [Tile; 3] = [
     Tile { bm: 128, bn: 128, bk: 128, warps_m: 2, warps_n: 4, stages: 3, rate: 1.0 },
 ];
 #[rustfmt::skip]
-const W4A16: [Tile; 3] = [
-    Tile { bm: 32, bn: 64, bk: 64, warps_m: 1, warps_n: 4, stages: 6, rate: 0.5 },
-    Tile { bm: 64, bn: 64, bk: 64, warps_m: 2, warps_n: 2, stages: 5, rate: 0.7 },
-    Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 4, stages: 4, rate: 1.0 },
-];
-#[rustfmt::skip]
 const DENSE: [Tile; 3] = [
     Tile { bm: 16, bn: 64, bk: 64, warps_m: 1, warps_n: 4, stages: 6, rate: 0.3 },
     Tile { bm: 64, bn: 64, bk: 64, warps_m: 2, warps_n: 2, stages: 4, rate: 0.6 },
     Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 4, stages: 3, rate: 1.0 },
 ];
 
-/// Most rows of gemm_w4a16/gemv.
-const GEMV_ROWS: usize = 16;
+/// Most rows of gemm_w4a16/gemv, and most weights: of more gemm_w4a16/sm80 reads more bytes a second.
+const GEMV_ROWS: usize = 8;
+const GEMV_WEIGHTS: usize = 200_000_000;
 /// Warps of a block, and rows it takes, in gemm_any.
 const ANY_WARPS: usize = 8;
 const ANY_ROWS: usize = 8;
@@ -117,8 +118,10 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
         Layout::Rows8 | Layout::Fragments8Bit { .. } => int8(p, m, best(tiles(p), p, m)),
         Layout::Blocks4(shape) => choose_w4a8::w4a8(p, shape, m),
         Layout::Blocks16(shape) => choose_w4a16::w4a16(p, shape, m),
-        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS => gemv(p, m),
-        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => w4a16(p, m),
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS && p.n * p.k <= GEMV_WEIGHTS => {
+            gemv(p)
+        }
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::w4a16(p, m),
         Layout::Dense { aligned: true } => {
             let tile = best(&DENSE, p, m);
             let shape = format!("{}x{}", tile.bm, tile.bn);
@@ -178,19 +181,9 @@ pub(super) fn choose_batch_invariant(p: &Problem, m: usize) -> Launch {
     match p.layout {
         Layout::Blocks16(shape) => choose_w4a16::batch_invariant(p, shape, m),
         // gemv splits k over its warps.
-        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => w4a16(p, m),
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::batch_invariant(p, m),
         _ => choose(p, m),
     }
-}
-
-/// Of gemm_w4a16/sm80.
-fn w4a16(p: &Problem, m: usize) -> Launch {
-    let (name, bits) = codes(p.layout);
-    let tile = best(&W4A16, p, m);
-    let shape = format!("{}x{}", tile.bm, tile.bn);
-    let shared = tile.stages as usize * (128 * tile.bm + 8 * bits * tile.bn);
-    let function = format!("gemm_{name}a16_{shape}_{}", p.suffix);
-    tiled(p, m, tile, "gemm_w4a16/sm80", function, format!("{name} {shape}"), shared)
 }
 
 fn best<'a>(tiles: &'a [Tile], p: &Problem, m: usize) -> &'a Tile {
@@ -213,26 +206,26 @@ fn tiled(
 ) -> Launch {
     let blocks = tile.count(m, p.n) as u32;
     let grid = Grid::new([blocks, 1, 1], tile.threads(), shared as u32);
-    Launch { module, function, config, grid, box_rows: 0 }
+    Launch { module, function, config, grid, box_rows: 0, cut_tiles: 0 }
 }
 
-/// Four tiles of 16 rows to a warp share what is read of x; one makes more blocks. Four once they still make three
-/// blocks a multiprocessor.
-fn gemv(p: &Problem, m: usize) -> Launch {
+/// Four tiles of 16 rows to a warp share what is read of x; one makes more blocks. Four once they make blocks for two of three
+/// multiprocessors.
+fn gemv(p: &Problem) -> Launch {
     let (name, _) = codes(p.layout);
-    let tokens8 = m.div_ceil(8);
-    let tiles = if p.n.div_ceil(64) >= 3 * p.sm_count as usize { 4 } else { 1 };
+    let tiles = if 3 * p.n.div_ceil(64) >= 2 * p.sm_count as usize { 4 } else { 1 };
     Launch {
         module: "gemm_w4a16/gemv",
-        function: format!("gemv_{name}a16_{tokens8}x{tiles}_{}", p.suffix),
-        config: format!("{name} {}x{}", 8 * tokens8, 16 * tiles),
+        function: format!("gemv_{name}a16_1x{tiles}_{}", p.suffix),
+        config: format!("{name} 8x{}", 16 * tiles),
         grid: Grid::new([p.n.div_ceil(16 * tiles) as u32, 1, 1], 256, 0),
         box_rows: 0,
+        cut_tiles: 0,
     }
 }
 
 /// What kernels of gemm_w4a16 are called by, and the bits of their codes.
-fn codes(layout: Layout) -> (&'static str, usize) {
+pub(super) fn codes(layout: Layout) -> (&'static str, usize) {
     match layout {
         Layout::FragmentsCodebook => ("c4", 4),
         Layout::Fragments16Bit { bits: 4 } => ("w4", 4),
@@ -247,6 +240,7 @@ fn any(p: &Problem, m: usize, function: String, config: &str) -> Launch {
         config: config.into(),
         grid: Grid::new([p.n.div_ceil(ANY_WARPS) as u32, m.div_ceil(ANY_ROWS) as u32, 1], 32 * ANY_WARPS as u32, 0),
         box_rows: 0,
+        cut_tiles: 0,
     }
 }
 
@@ -264,7 +258,9 @@ pub(super) mod tests {
             epilogue: Epilogue::NONE,
             x_u8: false,
             outliers: false,
+            sums_only: false,
             sm_count: H200,
+            max_shared: 99 << 10,
             suffix: "f16",
         }
     }
@@ -300,12 +296,10 @@ pub(super) mod tests {
         assert_eq!(without_last(uses(llm_int8, "GEMM_LLM_INT8_TYPES")), table(&LLM_INT8, true));
         let w4a8 = include_str!("../../../kernels/gemm_w4a8/sm80.cu");
         assert_eq!(without_last(uses(w4a8, "GEMM_W4A8_BITS")), table(&W4A8, false));
-        let w4a16 = include_str!("../../../kernels/gemm_w4a16/sm80.cu");
-        assert_eq!(without_last(uses(w4a16, "GEMM_W4A16_TYPES")), table(&W4A16, false));
         let dense = include_str!("../../../kernels/gemm_16bit/sm80.cu");
         assert_eq!(without_last(uses(dense, "GEMM_16BIT_TYPES")), table(&DENSE, false));
         let gemv = uses(include_str!("../../../kernels/gemm_w4a16/gemv.cu"), "GEMV_W4A16_TYPES");
-        assert_eq!(gemv, [[1, 1], [1, 4], [2, 1], [2, 4]]);
+        assert_eq!(gemv, [[1, 1], [1, 4]]);
         let any = include_str!("../../../kernels/gemm_any/any.cu");
         assert!(any.contains(&format!("constexpr int WARPS = {ANY_WARPS};")));
         assert!(any.contains(&format!("constexpr int ROWS = {ANY_ROWS};")));
@@ -339,9 +333,10 @@ pub(super) mod tests {
         assert_eq!(at(Layout::Rows8, 28672, 4096).config, "128x256x64");
         let w4 = Layout::Fragments16Bit { bits: 4 };
         assert_eq!((at(w4, 4096, 8).module, at(w4, 4096, 8).config.as_str()), ("gemm_w4a16/gemv", "w4 8x16"));
-        assert_eq!(at(w4, 57344, 16).config, "w4 16x64");
-        assert_eq!((at(w4, 4096, 17).module, at(w4, 4096, 17).config.as_str()), ("gemm_w4a16/sm80", "w4 32x64"));
-        assert_eq!(at(w4, 8192, 4096).config, "w4 128x128");
+        assert_eq!(at(w4, 28672, 8).config, "w4 8x64");
+        assert_eq!((at(w4, 28672, 9).module, at(w4, 28672, 9).config.as_str()), ("gemm_w4a16/sm80", "w4 16x128"));
+        assert_eq!(at(w4, 57344, 1).config, "w4 16x128");
+        assert_eq!(at(w4, 8192, 4096).config, "w4 128x256");
     }
 
     #[test]

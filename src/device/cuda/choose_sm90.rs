@@ -167,6 +167,7 @@ impl Few {
             config: format!("{}x{tokens} split {splits}{}", groups * BLOCK, if deep { " deep" } else { "" }),
             grid,
             box_rows: tokens as u32,
+            cut_tiles: 0,
         }
     }
 }
@@ -209,6 +210,7 @@ impl Many {
             config: format!("128x{bn}{}", if turns { " in turns" } else { "" }),
             grid,
             box_rows: Self::BM as u32,
+            cut_tiles: 0,
         }
     }
 }
@@ -222,7 +224,18 @@ mod tests {
 
     fn problem(n: usize, k: usize) -> Problem {
         let epilogue = Epilogue::NONE;
-        Problem { layout: Layout::Blocks8, n, k, epilogue, x_u8: false, outliers: false, sm_count: 132, suffix: "bf16" }
+        Problem {
+            layout: Layout::Blocks8,
+            n,
+            k,
+            epilogue,
+            x_u8: false,
+            outliers: false,
+            sums_only: false,
+            sm_count: 132,
+            max_shared: 226 << 10,
+            suffix: "bf16",
+        }
     }
 
     #[test]

@@ -215,6 +215,7 @@ fn launch(
         config: format!("w{bits} {}x{tokens}{splits}", groups * ROWS),
         grid,
         box_rows: tokens as u32,
+        cut_tiles: 0,
     }
 }
 
@@ -229,7 +230,18 @@ mod tests {
 
     fn problem(n: usize, k: usize, shape: BlockShape) -> Problem {
         let layout = Layout::Blocks16(shape);
-        Problem { layout, n, k, epilogue: Epilogue::NONE, x_u8: false, outliers: false, sm_count: 132, suffix: "bf16" }
+        Problem {
+            layout,
+            n,
+            k,
+            epilogue: Epilogue::NONE,
+            x_u8: false,
+            outliers: false,
+            sums_only: false,
+            sm_count: 132,
+            max_shared: 226 << 10,
+            suffix: "bf16",
+        }
     }
 
     #[test]

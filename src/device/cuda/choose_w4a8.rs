@@ -122,6 +122,7 @@ impl Tile {
             config: format!("w4 {}x{tokens}", groups * ROWS),
             grid,
             box_rows: tokens as u32,
+            cut_tiles: 0,
         }
     }
 }
@@ -137,7 +138,18 @@ mod tests {
 
     fn problem(n: usize, k: usize, shape: NibbleShape) -> Problem {
         let layout = Layout::Blocks4(shape);
-        Problem { layout, n, k, epilogue: Epilogue::NONE, x_u8: false, outliers: false, sm_count: 132, suffix: "bf16" }
+        Problem {
+            layout,
+            n,
+            k,
+            epilogue: Epilogue::NONE,
+            x_u8: false,
+            outliers: false,
+            sums_only: false,
+            sm_count: 132,
+            max_shared: 226 << 10,
+            suffix: "bf16",
+        }
     }
 
     #[test]

@@ -6,15 +6,16 @@ use std::ffi::c_void;
 use half::{bf16, f16};
 
 use super::abi::{
-    self, Gemm16BitArgs, GemmAnyArgs, GemmW4A8Args, GemmW4A8Sm90Args, GemmW4A16Args, GemmW4A16Sm90Args, GemmW8A8Args,
-    GemmW8A8Sm90Args, LinearOut,
+    self, Gemm16BitArgs, GemmAnyArgs, GemmW4A8Args, GemmW4A8Sm90Args, GemmW4A16Args, GemmW4A16Sm80Args,
+    GemmW4A16Sm90Args, GemmW8A8Args, GemmW8A8Sm90Args, LinearOut,
 };
 use super::blas::Product;
 use super::choose::Launch;
 use super::ops::{flip, u32_of};
 use super::pack::{CudaPacked, Layout, padded_n};
 use super::pack_blocks::{COLUMNS, ROWS};
-use super::{Buffer, CudaDevice, choose_w4a8, tensor_map};
+use super::scale_parts::ScaleParts;
+use super::{Buffer, CudaDevice, choose_sm80, choose_w4a8, tensor_map};
 use crate::device::{Act, Activation, Columns, Output, PackedBody, PackedWeight, Tensor, Write};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -159,7 +160,7 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                 start(device, &launch, &args)
             }
             Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => {
-                let args = GemmW4A16Args {
+                let layer = GemmW4A16Args {
                     y,
                     x: input.ptr(),
                     w: w.weights.ptr(),
@@ -170,6 +171,16 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                     n_pad,
                     group,
                     codebook: w.codebook.map_or([0; 8], |codebook| codebook_bytes(&codebook, device.dtype())),
+                };
+                if launch.module != choose_sm80::MODULE {
+                    return start(device, &launch, &layer);
+                }
+                let args = GemmW4A16Sm80Args {
+                    layer,
+                    partials: device.workspace(),
+                    counters: device.counters(),
+                    cut_tiles: launch.cut_tiles,
+                    low_scales: u32::from(w.scale_parts == ScaleParts::Two),
                 };
                 start(device, &launch, &args)
             }

@@ -9,6 +9,7 @@ mod attention;
 mod blas;
 mod candidates;
 mod choose;
+mod choose_sm80;
 mod choose_sm90;
 mod choose_w4a16;
 mod choose_w4a8;
@@ -23,6 +24,7 @@ mod pack;
 mod pack_blocks;
 mod pack_w4a8;
 mod probe;
+mod scale_parts;
 mod tensor_map;
 mod tuned;
 
@@ -45,7 +47,9 @@ pub use probe::{Gpu, Probe, probe};
 pub use tuned::{Choice, Tuned};
 
 /// Bytes of [`CudaDevice::workspace`].
-pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 64 << 20;
+/// Number of [`CudaDevice::counters`].
+pub(crate) const COUNTERS: usize = 4096;
 
 /// One GPU: its context, its stream, its loaded kernels. Clones share all of them.
 #[derive(Debug, Clone)]
@@ -95,6 +99,8 @@ struct Inner {
     blas: blas::Blas,
     /// Scratch of ops that reduce over blocks; ops on one stream follow each other, so one serves all.
     workspace: sys::CUdeviceptr,
+    /// Zeros between ops.
+    counters: sys::CUdeviceptr,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
 }
@@ -141,6 +147,12 @@ impl CudaDevice {
         let stream = context.new_stream().map_err(|e| failure("open", e))?;
         // SAFETY: the context was bound by its creation; freed in Inner's drop.
         let workspace = unsafe { result::malloc_sync(WORKSPACE_BYTES) }.map_err(|e| failure("workspace", e))?;
+        // SAFETY: as above; the memory set is all of what was allocated, before anything else is enqueued.
+        let counters = unsafe {
+            result::malloc_sync(4 * COUNTERS)
+                .and_then(|counters| result::memset_d8_sync(counters, 0, 4 * COUNTERS).map(|()| counters))
+        }
+        .map_err(|e| failure("counters", e))?;
         let uses_sm90 = sm == 90 && !force_ptx && embedded::ARCHS.contains(&"sm_90");
         let tuned = Arc::new(Tuned::built_in(&name));
         let inner = Inner {
@@ -156,6 +168,7 @@ impl CudaDevice {
             modules: module::Modules::new(force_ptx, max_shared),
             blas: blas::Blas::load(),
             workspace,
+            counters,
             stream,
             context,
         };
@@ -227,6 +240,11 @@ impl CudaDevice {
     /// start of every op.
     pub(crate) fn workspace<T>(&self) -> *mut T {
         self.inner.workspace as *mut T
+    }
+
+    /// Device address of [`COUNTERS`] 32-bit zeros. An op may use them and leaves them as they were.
+    pub(crate) fn counters(&self) -> *mut u32 {
+        self.inner.counters as *mut u32
     }
 
     /// Suffix of kernels instantiated per activation dtype: `f16` or `bf16`.
@@ -363,6 +381,8 @@ impl Drop for Inner {
             self.modules.unload();
             // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { result::free_sync(self.workspace) };
+            // SAFETY: as above.
+            let _ = unsafe { result::free_sync(self.counters) };
         }
     }
 }

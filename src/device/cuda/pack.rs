@@ -7,6 +7,7 @@ use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
 use super::pack_blocks::{BlockShape, ROWS};
 use super::pack_w4a8::NibbleShape;
+use super::scale_parts::ScaleParts;
 use super::{Buffer, CudaDevice, tuned};
 use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
@@ -55,6 +56,8 @@ pub(crate) struct CudaPacked {
     pub(super) weights: Buffer,
     /// `F32`; `[groups, n_pad]` beside fragments, `[n, groups]` else.
     pub(super) scales: Option<Buffer>,
+    /// How many floats of the activation type a scale is, in fragment order for 16-bit activations.
+    pub(super) scale_parts: ScaleParts,
     /// `[groups, n_pad]` 16-bit integers beside fragments, `[n, groups]` `F32` beside canonical codes.
     pub(super) zeros: Option<Buffer>,
     /// `I32` sums of code minus zero point over each group, for asymmetric activations.
@@ -122,9 +125,19 @@ impl CudaPacked {
 
     /// What its launches depend on beside the number of rows.
     pub(super) fn problem(&self, x_u8: bool) -> Problem {
-        let (sm_count, suffix) = (self.device.sm_count(), self.device.suffix());
-        let Self { layout, n, k, epilogue, outliers, .. } = *self;
-        Problem { layout, n, k, epilogue, x_u8, outliers, sm_count, suffix }
+        let Self { layout, n, k, epilogue, outliers, scale_parts, .. } = *self;
+        Problem {
+            layout,
+            n,
+            k,
+            epilogue,
+            x_u8,
+            outliers,
+            sums_only: scale_parts == ScaleParts::SumsOnly,
+            sm_count: self.device.sm_count(),
+            max_shared: self.device.max_dynamic_shared(),
+            suffix: self.device.suffix(),
+        }
     }
 }
 
@@ -223,6 +236,7 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
         x_zero: weight.activation.zero_point(),
         x_zeros: weight.activation == ActQuant::DynamicAsymmetric,
         weights: upload(host.weights)?,
+        scale_parts: ScaleParts::of(host.scales.as_deref().unwrap_or_default(), host.largest, device.dtype()),
         scales: host.scales.map(HostData::F32).map(upload).transpose()?,
         zeros: host.zeros.map(upload).transpose()?,
         sums: host.sums.map(HostData::I32).map(upload).transpose()?,
@@ -241,6 +255,8 @@ struct HostPacked {
     layout: Layout,
     weights: HostData,
     zero: u32,
+    /// No weight is more times its scale.
+    largest: f32,
     scales: Option<Vec<f32>>,
     zeros: Option<HostData>,
     sums: Option<Vec<i32>>,
@@ -248,7 +264,7 @@ struct HostPacked {
 
 impl HostPacked {
     fn new(layout: Layout, weights: HostData) -> Self {
-        HostPacked { layout, weights, zero: 0, scales: None, zeros: None, sums: None }
+        HostPacked { layout, weights, zero: 0, largest: 0.0, scales: None, zeros: None, sums: None }
     }
 
     /// In blocks for 16-bit activations on sm_90, where those hold `q`.
@@ -282,6 +298,10 @@ impl HostPacked {
             Layout::Dense { .. } | Layout::Blocks16(_) | Layout::Blocks4(_) => unreachable!("not of `layout`"),
         };
         let mut host = HostPacked::new(layout, weights);
+        host.largest = match &q.codebook {
+            Some(codebook) => codebook.0.iter().fold(0.0, |max, value| value.abs().max(max)),
+            None => f32::from(1u16 << q.bits),
+        };
         let asymmetric_input = activation.zero_point() != 0 || activation == ActQuant::DynamicAsymmetric;
         match layout {
             Layout::Canonical { .. } => {

@@ -220,7 +220,18 @@ mod tests {
     }
 
     fn problem(layout: Layout, outliers: bool, n: usize, k: usize) -> Problem {
-        Problem { layout, n, k, epilogue: Epilogue::NONE, x_u8: false, outliers, sm_count: 132, suffix: "bf16" }
+        Problem {
+            layout,
+            n,
+            k,
+            epilogue: Epilogue::NONE,
+            x_u8: false,
+            outliers,
+            sums_only: false,
+            sm_count: 132,
+            max_shared: 226 << 10,
+            suffix: "bf16",
+        }
     }
 
     /// A table that names a configuration which is no more, or a family, is stale: make it again.

@@ -1,0 +1,139 @@
+// From codes to the weights that gemm_w4a16/sm80 multiplies, and what a group's scale and zero point are for that.
+#pragma once
+
+#include <type_traits>
+
+#include "gemm_w4a16/sm80_ring.cuh"
+
+__device__ __forceinline__ uint32_t mul_16x2(f16, uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// a * b - 0: sm_80 has no packed product of bf16.
+__device__ __forceinline__ uint32_t mul_16x2(bf16, uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000); }
+__device__ __forceinline__ uint32_t fma_16x2(f16, uint32_t a, uint32_t b, uint32_t c) { return fma_f16x2(a, b, c); }
+__device__ __forceinline__ uint32_t fma_16x2(bf16, uint32_t a, uint32_t b, uint32_t c) { return fma_bf16x2(a, b, c); }
+
+template <typename T>
+__device__ __forceinline__ uint32_t both(float v) {
+  return pack2<T>(v, v);
+}
+
+// Where scales go: on the f32 sums of a group; or on the weights, in the multiply-add that makes them (bf16 only), after it,
+// or after it in two parts, a 16-bit float and the rest.
+enum class Scaling { SUMS, FUSED, ONE_PART, TWO_PARTS };
+
+// The words of a code as bf16. The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133:
+// the first normal numbers go on in the same steps. So a mask makes a number of a code wherever in its byte it lies, and
+// one multiply-add brings it to size and takes the zero point away.
+template <int BITS, int HALF>
+__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, BITS>& codes, int i) {
+  if constexpr (BITS == 4) {
+    return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
+  } else {
+    return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
+  }
+}
+
+// Zero points and scales of one group for the 16 NT rows of w of a warp, ready for use, in shared memory of its own. A lane
+// makes them of two rows, 8 apart; all that need them read them again for every 16 columns. Registers for them are taken by sums.
+template <typename T, int BITS, bool CODEBOOK, int NT, Scaling SCALING>
+struct GroupTable {
+  static constexpr bool SPACED_BF16 = std::is_same<T, bf16>::value && !CODEBOOK;
+  // Weights, or sums, are so many times what they should be.
+  static constexpr float UNIT = SCALING == Scaling::FUSED ? 0x1p-32f : 1.0f;
+  // 2^-133 times 2^127 is 2^-6; codes of row g + 8 lie four bits higher.
+  static constexpr uint32_t FACTOR_G = 0x7f007f00, FACTOR_G8 = BITS == 4 ? 0x7d007d00 : FACTOR_G;
+  static constexpr float CODE_UNIT = SPACED_BF16 ? 0x1p-6f : 1.0f;
+
+  uint32_t to, from, low_to, low_from;  // addresses: this lane's two rows as it makes them, and as it uses them
+  float scale[2];                       // of the next group
+  uint32_t zero[2];
+  uint32_t row;
+  bool inside;
+  Levels<T, BITS, CODEBOOK> levels;
+
+  __device__ __forceinline__ GroupTable(const GemmW4A16Args& args, uint32_t address, uint32_t first_row) : levels(args) {
+    const uint32_t lane = threadIdx.x % 32;
+    to = address + lane * 16, from = address + lane / 4 * 16;
+    low_to = address + NT * 128 + lane * 8, low_from = address + NT * 128 + lane / 4 * 8;
+    row = first_row + lane / 8 * 16 + lane % 8;
+    inside = lane < 8 * NT && row < args.n_pad;
+  }
+
+  __device__ __forceinline__ void fetch(const GemmW4A16Args& args, uint32_t group) {
+    const size_t at = static_cast<size_t>(group) * args.n_pad + row;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      scale[r] = inside ? args.w_scales[at + 8 * r] : 0.0f;
+      zero[r] = inside && args.w_zeros != nullptr ? args.w_zeros[at + 8 * r] : args.w_zero;
+    }
+  }
+
+  // What was fetched replaces what there was. All lanes together.
+  __device__ __forceinline__ void publish() const {
+    uint32_t v[4], low[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float code_zero = -static_cast<float>(zero[r]);
+      if constexpr (SCALING == Scaling::FUSED) {  // the zero point is a power of two: one rounding is all there is
+        v[r] = both<T>(scale[r] * (BITS == 4 && r == 1 ? 0x1p97f : 0x1p101f));
+        v[2 + r] = both<T>(code_zero * scale[r] * UNIT);
+      } else {
+        if constexpr (SPACED_BF16) {
+          v[r] = both<T>(code_zero * CODE_UNIT);
+        } else {
+          v[r] = r == 0 ? ZeroPoint<T, BITS>::low(zero[r]) : ZeroPoint<T, BITS>::high(zero[r]);
+        }
+        const float high = to_float(from_float<T>(scale[r]));
+        v[2 + r] = SCALING == Scaling::SUMS ? __float_as_uint(scale[r] / CODE_UNIT) : both<T>(high / CODE_UNIT);
+        low[r] = both<T>((scale[r] - high) / CODE_UNIT);
+      }
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 < 8 * NT) {
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+      if constexpr (SCALING == Scaling::TWO_PARTS) {
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(low_to), "r"(low[0]), "r"(low[1]) : "memory");
+      }
+    }
+    __syncwarp();
+  }
+
+  // SUMS: scales of rows g and g + 8 of tile j.
+  __device__ __forceinline__ float2 sum_scales(int j) const {
+    const uint4 v = load_shared16(from + j * 128);
+    return make_float2(__uint_as_float(v.z), __uint_as_float(v.w));
+  }
+
+  // Columns 8t + 4 HALF .. + 3 of tile j, as CodeTile::fragment gives them.
+  template <int HALF>
+  __device__ __forceinline__ void make(const CodeTile<T, BITS>& codes, int j, uint32_t (&p)[4]) const {
+    const uint4 v = load_shared16(from + j * 128);
+    if constexpr (SPACED_BF16) {
+      constexpr bool FUSED = SCALING == Scaling::FUSED;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t factor = i % 2 == 0 ? (FUSED ? v.x : FACTOR_G) : (FUSED ? v.y : FACTOR_G8);
+        const uint32_t offset = i % 2 == 0 ? (FUSED ? v.z : v.x) : (FUSED ? v.w : v.y);
+        p[i] = fma_bf16x2(code_bits<BITS, HALF>(codes, i), factor, offset);
+      }
+    } else {
+      levels.template fragment<HALF>(codes, v.x, v.y, p);
+    }
+    if constexpr (SCALING == Scaling::ONE_PART || SCALING == Scaling::TWO_PARTS) {
+      uint2 low;
+      if constexpr (SCALING == Scaling::TWO_PARTS) low = load_shared8(low_from + j * 64);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t high = i % 2 == 0 ? v.z : v.w;
+        if constexpr (SCALING == Scaling::TWO_PARTS) {
+          p[i] = fma_16x2(T(), p[i], high, mul_16x2(T(), p[i], i % 2 == 0 ? low.x : low.y));
+        } else {
+          p[i] = mul_16x2(T(), p[i], high);
+        }
+      }
+    }
+  }
+};
