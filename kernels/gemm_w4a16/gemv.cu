@@ -8,18 +8,10 @@
 // Numerics: deterministic: which warp takes which columns, and the order of the sum, depend on k alone.
 // Limits:   as gemm_w4a16/sm80.cu.
 
+#include "common/load.cuh"
 #include "common/linear_out.cuh"
 #include "common/mma.cuh"
 #include "gemm_w4a16/dequant.cuh"
-
-// Sixteen bytes of weights: read once, so they do not stay in L1.
-__device__ __forceinline__ uint4 load_stream(const uint8_t* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
 
 template <typename T, int BITS, bool CODEBOOK, int TOKENS8, int TILES>
 struct GemvW4A16 {

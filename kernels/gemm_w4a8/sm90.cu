@@ -1,14 +1,16 @@
-// W4A8 linear layer on the int8 tensor cores of sm_90a (wgmma), fed by the copy engine.
+// W4A8 linear layer on the int8 tensor cores of sm_90a.
 //
 // Computes: as gemm_w4a8/sm80.cu: a[g] = sum over k in group g of (x[m, k] - x_zero[m]) * w[n, k], exact in int32, then one
 //           group: y = (float(a) * x_scale[m]) * w_scale[n]; several: y = fma(float(a[g]), w_scale[g, n], y) from 0 in
 //           ascending order, then y * x_scale[m]. Then bias and what common/linear_fused.cuh does.
 // Layout:   the operands swapped: w, four bits of two's complement in blocks of 64 x 128 with their scales (docs/formats.md),
-//           is what tensor cores hold in registers; x, row-major behind a tensor map, is its columns.
+//           is what tensor cores hold in registers; x, row-major, is its columns. Few rows (sm90_few.cuh) multiply by mma.sync,
+//           more (sm90_tile.cuh) by wgmma, fed by the copy engine.
 // Numerics: the bits of the CPU, whatever the tile.
 // Limits:   k a multiple of 16, code minus zero point within -8 to 7, groups of all of k, 32, 64 or a multiple of 128,
 //           |x - x_zero| * 128 * group under 2^31 (the host refuses others).
 
+#include "gemm_w4a8/sm90_few.cuh"
 #include "gemm_w4a8/sm90_tile.cuh"
 
 #define GEMM_W4A8_SM90_OF(NAME, X, TOKENS, GROUPS, RESIDENT)                                         \
@@ -19,12 +21,22 @@
 #define GEMM_W4A8_SM90(...) GEMM_W4A8_SM90_OF(gemm_w4a8_sm90, int8_t, __VA_ARGS__)
 // uint8 x, in fewer configurations.
 #define GEMM_W4A8_SM90_U8(...) GEMM_W4A8_SM90_OF(gemm_w4a8_u8_sm90, uint8_t, __VA_ARGS__)
+// Few rows of either.
+#define GEMM_W4A8_SM90_FEW(TOKENS, SIXTEENS, PARTS, RESIDENT)                                               \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8Few<TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
+      gemm_w4a8_sm90_few_##TOKENS##x##SIXTEENS##x##PARTS(const __grid_constant__ GemmW4A8Sm90Args args) {   \
+    GemmW4A8Few<TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
+  }
 
-// The configurations; src/device/cuda/choose_w4a8.rs has the same table (a test compares them) and the choice.
+// The configurations; src/device/cuda/choose_w4a8.rs has the same tables (a test compares them) and the choice.
+GEMM_W4A8_SM90_FEW(8, 1, 8, 2)
+GEMM_W4A8_SM90_FEW(8, 2, 8, 1)
+GEMM_W4A8_SM90_FEW(16, 2, 8, 1)
+GEMM_W4A8_SM90_FEW(16, 4, 4, 1)
 GEMM_W4A8_SM90(16, 1, 3)
 GEMM_W4A8_SM90(32, 1, 3)
 GEMM_W4A8_SM90(64, 1, 2)
 GEMM_W4A8_SM90(128, 2, 1)
 GEMM_W4A8_SM90(128, 3, 1)
-GEMM_W4A8_SM90_U8(16, 1, 3)
+GEMM_W4A8_SM90_U8(64, 1, 2)
 GEMM_W4A8_SM90_U8(128, 3, 1)

@@ -11,6 +11,11 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
+// `descriptor` so many sixteen bytes further on. Of a sum of 64 bits the compiler makes several instructions for each product.
+__device__ __forceinline__ uint64_t matrix_at(uint64_t descriptor, uint32_t sixteens) {
+  return descriptor & 0xffffffff00000000ull | static_cast<uint32_t>(descriptor) + sixteens;
+}
+
 // The register operand of a product of 32 columns, 16 times the weights, of its two words of codes.
 __device__ __forceinline__ void unpack(uint32_t low, uint32_t high, uint32_t (&a)[4]) {
   a[0] = low << 4 & 0xf0f0f0f0u;

@@ -69,7 +69,11 @@ struct GemmW4A8Tile {
     if (ZEROS) add_rows(a, w_sums);
     products_fence();
 #pragma unroll
-    for (int i = 0; i < STEPS; ++i) Product8Bit<int8_t, X, TOKENS>::run(sums, a[i], x + 2 * (first + i), onto || i != 0);
+    for (int i = 0; i < STEPS; ++i) {
+      // Three warpgroups have no registers for the shorter way.
+      const uint64_t at = GROUPS == 3 ? x + 2 * (first + i) : matrix_at(x, 2 * (first + i));
+      Product8Bit<int8_t, X, TOKENS>::run(sums, a[i], at, onto || i != 0);
+    }
     products_commit();
     products_wait<0>();
   }

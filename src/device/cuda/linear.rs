@@ -121,15 +121,18 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                 start(device, &launch, &args)
             }
             Layout::Blocks4(shape) => {
-                let ring = choose_w4a8::ring(&launch, shape);
+                let ring = choose_w4a8::ring(&launch, shape, w.k);
                 let args = GemmW4A8Sm90Args {
                     x: tensor_map::matrix(input.ptr(), m, w.k, launch.box_rows)?,
                     y,
+                    x_rows: input.ptr(),
                     w: w.weights.ptr(),
                     x_scales,
                     w_scales: pointer(&w.scales),
                     x_zeros,
                     x_zero: x_zero_as_read,
+                    k,
+                    x_unsigned: u32::from(x_flip != 0),
                     row_blocks: u32_of(w.n.div_ceil(ROWS))?,
                     k_blocks: u32_of(w.k.div_ceil(COLUMNS))?,
                     block_bytes: u32_of(shape.bytes())?,

@@ -87,8 +87,6 @@ struct Inner {
     sm: u32,
     /// Kernels of sm_90a are chosen where there are any.
     uses_sm90: bool,
-    /// The one of W4A8 too.
-    uses_w4a8_sm90: bool,
     sm_count: u32,
     /// Opt-in limit of shared memory per block, bytes.
     max_shared: u32,
@@ -159,7 +157,6 @@ impl CudaDevice {
             name,
             sm: if force_ptx { 80 } else { sm },
             uses_sm90,
-            uses_w4a8_sm90: uses_sm90 && std::env::var("LOWBIT_W4A8_SM90").is_ok_and(|v| v == "1"),
             sm_count,
             max_shared: max_shared.max(0) as u32,
             dtype,
@@ -218,12 +215,6 @@ impl CudaDevice {
     /// were compiled.
     pub fn uses_sm90(&self) -> bool {
         self.inner.uses_sm90
-    }
-
-    /// True where 4-bit weights are packed for gemm_w4a8/sm90: where [`Self::uses_sm90`], on request by
-    /// `LOWBIT_W4A8_SM90=1` in the environment.
-    pub fn uses_w4a8_sm90(&self) -> bool {
-        self.inner.uses_w4a8_sm90
     }
 
     /// Streaming multiprocessors.

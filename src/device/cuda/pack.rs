@@ -212,7 +212,7 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
             let blocks = match activation {
                 ActQuant::None if device.uses_sm90() => HostPacked::blocks16(&q, device.dtype()),
                 ActQuant::None | ActQuant::LlmInt8 { .. } => None,
-                _ if device.uses_w4a8_sm90() => HostPacked::blocks4(&q),
+                _ if device.uses_sm90() => HostPacked::blocks4(&q),
                 _ => None,
             };
             blocks.unwrap_or_else(|| HostPacked::quant(&q, activation, device.uses_sm90()))
