@@ -166,8 +166,9 @@ fn quant_rows(device: &Device) {
 /// Scales that a weight may be multiplied by before it is rounded, that take two floats for it, and that the activation type
 /// has no room for.
 fn quant_scales(device: &Device) {
-    let bf16: fn(f32) -> f32 = |scale| half::bf16::from_f32(scale).to_f32();
-    let scales: [(&str, fn(f32) -> f32); 5] = [
+    type Change = fn(f32) -> f32;
+    let bf16: Change = |scale| half::bf16::from_f32(scale).to_f32();
+    let scales: [(&str, Change); 5] = [
         ("bf16", bf16),
         ("f32", |scale| scale * 0.123_456_7),
         ("large", |scale| scale * 1e4),
