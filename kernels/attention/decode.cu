@@ -2,6 +2,7 @@
 // for all query heads that share it, by as many blocks as fill the GPU.
 
 #include "attention/flash.cuh"
+#include "common/overlap.cuh"
 
 template <int D_>
 struct DecodeConfig {
@@ -121,6 +122,7 @@ __device__ void decode(const AttentionArgs& args) {
 #define DECODE(T, D)                                                              \
   extern "C" __global__ void __launch_bounds__(DecodeConfig<D>::THREADS)          \
       attention_decode_##D##_##T(const __grid_constant__ AttentionArgs args) {    \
+    overlap();                                                                    \
     decode<T, DecodeConfig<D>>(args);                                             \
   }
 DECODE(f16, 64)
@@ -169,5 +171,11 @@ __device__ void combine(const AttentionArgs& args) {
   out[column] = from_float<T>(sum == 0.0f ? 0.0f : value / sum);
 }
 
-extern "C" __global__ void attention_combine_f16(const __grid_constant__ AttentionArgs args) { combine<f16>(args); }
-extern "C" __global__ void attention_combine_bf16(const __grid_constant__ AttentionArgs args) { combine<bf16>(args); }
+extern "C" __global__ void attention_combine_f16(const __grid_constant__ AttentionArgs args) {
+  overlap();
+  combine<f16>(args);
+}
+extern "C" __global__ void attention_combine_bf16(const __grid_constant__ AttentionArgs args) {
+  overlap();
+  combine<bf16>(args);
+}

@@ -1,12 +1,14 @@
 // Keys and values into their slots of the paged cache.
 
-#include "common/dtype.cuh"
 #include "abi.h"
+#include "common/dtype.cuh"
+#include "common/overlap.cuh"
 
 // Computes   cache[slot_mapping[r]] = the keys and values of row r; slot UINT32_MAX writes nowhere.
 // Layout     cache rows are [num_kv_heads, head_dim], consecutive by slot; head_dim a multiple of 8.
 // Grid       one block a row, 16 bytes a thread. Exact: the cache has the activation dtype, of 2 bytes.
 extern "C" __global__ void kv_write(const __grid_constant__ KvWriteArgs args) {
+  overlap();
   const uint32_t slot = args.slot_mapping[blockIdx.x];
   if (slot == UINT32_MAX) return;
   const uint32_t vectors = args.num_kv_heads * args.head_dim / 8;

@@ -1,6 +1,7 @@
 // Causal attention of a ragged batch over the paged cache, for sequences of any number of query rows.
 
 #include "attention/flash.cuh"
+#include "common/overlap.cuh"
 
 template <int D_>
 struct PrefillConfig {
@@ -96,6 +97,7 @@ __device__ void prefill(const AttentionArgs& args) {
 #define PREFILL(T, D)                                                              \
   extern "C" __global__ void __launch_bounds__(PrefillConfig<D>::THREADS)          \
       attention_prefill_##D##_##T(const __grid_constant__ AttentionArgs args) {    \
+    overlap();                                                                     \
     prefill<T, PrefillConfig<D>>(args);                                            \
   }
 PREFILL(f16, 64)

@@ -2,6 +2,7 @@
 
 #include "abi.h"
 #include "common/dtype.cuh"
+#include "common/overlap.cuh"
 
 // Computes out[r, :] = table[ids[r], :] in f32. Grid: one block a row. Exact.
 template <typename T>
@@ -25,12 +26,22 @@ __device__ void embed(const EmbedArgs& args) {
   copy_row(args.out + blockIdx.x * width, table + args.ids[blockIdx.x] * width, args.width);
 }
 
-extern "C" __global__ void embed_f32(const __grid_constant__ EmbedArgs args) { embed<float>(args); }
-extern "C" __global__ void embed_f16(const __grid_constant__ EmbedArgs args) { embed<f16>(args); }
-extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedArgs args) { embed<bf16>(args); }
+extern "C" __global__ void embed_f32(const __grid_constant__ EmbedArgs args) {
+  overlap();
+  embed<float>(args);
+}
+extern "C" __global__ void embed_f16(const __grid_constant__ EmbedArgs args) {
+  overlap();
+  embed<f16>(args);
+}
+extern "C" __global__ void embed_bf16(const __grid_constant__ EmbedArgs args) {
+  overlap();
+  embed<bf16>(args);
+}
 
 // Computes out[r, :] = x[rows[r], :]. Grid: one block a row. Exact.
 extern "C" __global__ void gather_rows(const __grid_constant__ GatherRowsArgs args) {
+  overlap();
   const size_t width = args.width;
   copy_row(args.out + blockIdx.x * width, args.x + args.rows[blockIdx.x] * width, args.width);
 }

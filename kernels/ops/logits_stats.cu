@@ -2,6 +2,7 @@
 
 #include <math_constants.h>
 
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 
 // The largest logit and its lowest id.
@@ -41,6 +42,7 @@ __device__ __forceinline__ float exp_relative(float logit, float base) {
 // Grid       (parts, m), eight logits a thread, read once.
 // Numerics   sums in f32 in an order that depends on vocab alone.
 extern "C" __global__ void logits_stats_part(const __grid_constant__ LogitsStatsArgs args) {
+  overlap();
   constexpr int PER_THREAD = 8;
   const uint32_t begin = blockIdx.x * LOWBIT_LOGITS_PART;
   const float* logits = args.logits + static_cast<size_t>(blockIdx.y) * args.vocab;
@@ -69,6 +71,7 @@ extern "C" __global__ void logits_stats_part(const __grid_constant__ LogitsStats
 //            below vocab). A NaN among the logits makes the log of the sum NaN.
 // Grid       one block a row.
 extern "C" __global__ void logits_stats(const __grid_constant__ LogitsStatsArgs args) {
+  overlap();
   const uint32_t count = (args.vocab + LOWBIT_LOGITS_PART - 1) / LOWBIT_LOGITS_PART;
   const LogitsPart* parts = args.parts + static_cast<size_t>(blockIdx.x) * count;
   Best best = {-CUDART_INF_F, UINT32_MAX};

@@ -1,6 +1,7 @@
 // Quantizes or gathers activations that no producer could: the attention output, mostly.
 
 #include "common/emit.cuh"
+#include "common/overlap.cuh"
 
 template <typename T>
 struct PlainRow {
@@ -18,20 +19,26 @@ __device__ PlainRow<T> quantize(const QuantizeArgs& args) {
 }
 
 extern "C" __global__ void quantize_f16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_floats_part<f16>(args.out, quantize<f16>(args));
 }
 extern "C" __global__ void quantize_bf16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_floats_part<bf16>(args.out, quantize<bf16>(args));
 }
 extern "C" __global__ void __launch_bounds__(1024) quantize_int8_f16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_codes(args.out, blockIdx.x, quantize<f16>(args));
 }
 extern "C" __global__ void __launch_bounds__(1024) quantize_int8_bf16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_codes(args.out, blockIdx.x, quantize<bf16>(args));
 }
 extern "C" __global__ void __launch_bounds__(512) quantize_outliers_f16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_codes<f16>(args.out, blockIdx.x, quantize<f16>(args));
 }
 extern "C" __global__ void __launch_bounds__(512) quantize_outliers_bf16(const __grid_constant__ QuantizeArgs args) {
+  overlap();
   emit_codes<bf16>(args.out, blockIdx.x, quantize<bf16>(args));
 }

@@ -1,6 +1,7 @@
 // RMSNorm of the residual stream, emitted as a linear layer's input.
 
 #include "common/norm.cuh"
+#include "common/overlap.cuh"
 
 struct ResidualRow {
   const float* x;
@@ -18,6 +19,7 @@ struct ResidualRow {
 // Numerics   common/norm.cuh.
 #define RMS_NORM(NAME, THREADS, EMIT)                                                                               \
   extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_##NAME(const __grid_constant__ RmsNormArgs args) { \
+    overlap();                                                                                                      \
     EMIT(args);                                                                                                     \
   }
 

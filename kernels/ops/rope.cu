@@ -3,6 +3,7 @@
 // A fused row is [q heads | k heads | v heads], each head_dim wide.
 
 #include "common/dtype.cuh"
+#include "common/overlap.cuh"
 #include "common/reduce.cuh"
 
 // Computes   x / sqrt(mean(x^2) + eps) * weight for every query and key head.
@@ -31,8 +32,14 @@ __device__ void qk_norm(const QkNormArgs& args) {
   }
 }
 
-extern "C" __global__ void qk_norm_f16(const __grid_constant__ QkNormArgs args) { qk_norm<f16>(args); }
-extern "C" __global__ void qk_norm_bf16(const __grid_constant__ QkNormArgs args) { qk_norm<bf16>(args); }
+extern "C" __global__ void qk_norm_f16(const __grid_constant__ QkNormArgs args) {
+  overlap();
+  qk_norm<f16>(args);
+}
+extern "C" __global__ void qk_norm_bf16(const __grid_constant__ QkNormArgs args) {
+  overlap();
+  qk_norm<bf16>(args);
+}
 
 // Computes   (x, y) <- (x cos - y sin, y cos + x sin) for the pairs (i, i + head_dim / 2) of query and key heads.
 // Grid       one block a row; a thread owns eight pairs where head_dim is a multiple of 16, else one.
@@ -75,5 +82,11 @@ __device__ void rope(const RopeArgs& args) {
   }
 }
 
-extern "C" __global__ void rope_f16(const __grid_constant__ RopeArgs args) { rope<f16>(args); }
-extern "C" __global__ void rope_bf16(const __grid_constant__ RopeArgs args) { rope<bf16>(args); }
+extern "C" __global__ void rope_f16(const __grid_constant__ RopeArgs args) {
+  overlap();
+  rope<f16>(args);
+}
+extern "C" __global__ void rope_bf16(const __grid_constant__ RopeArgs args) {
+  overlap();
+  rope<bf16>(args);
+}

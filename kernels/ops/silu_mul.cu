@@ -2,6 +2,7 @@
 
 #include "common/activation.cuh"
 #include "common/emit.cuh"
+#include "common/overlap.cuh"
 
 template <typename T>
 struct GatedRow {
@@ -30,20 +31,26 @@ __device__ GatedRow<T> silu_mul(const SiluMulArgs& args) {
 }
 
 extern "C" __global__ void silu_mul_f16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_floats_part<f16>(args.out, silu_mul<f16>(args));
 }
 extern "C" __global__ void silu_mul_bf16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_floats_part<bf16>(args.out, silu_mul<bf16>(args));
 }
 extern "C" __global__ void __launch_bounds__(1024) silu_mul_int8_f16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_codes(args.out, blockIdx.x, silu_mul<f16>(args));
 }
 extern "C" __global__ void __launch_bounds__(1024) silu_mul_int8_bf16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_codes(args.out, blockIdx.x, silu_mul<bf16>(args));
 }
 extern "C" __global__ void __launch_bounds__(512, 1) silu_mul_outliers_f16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_codes<f16>(args.out, blockIdx.x, silu_mul<f16>(args));
 }
 extern "C" __global__ void __launch_bounds__(512, 1) silu_mul_outliers_bf16(const __grid_constant__ SiluMulArgs args) {
+  overlap();
   emit_codes<bf16>(args.out, blockIdx.x, silu_mul<bf16>(args));
 }

@@ -2,6 +2,7 @@
 
 #include "common/activation.cuh"
 #include "common/norm.cuh"
+#include "common/overlap.cuh"
 
 // A row of activations, or of relu(gate)^2 * up.
 template <typename T>
@@ -34,6 +35,7 @@ struct InnerRow {
 // Numerics   f32 until it is emitted: squares of f16 activations do not overflow. common/norm.cuh.
 #define SUB_NORM(NAME, BOUNDS, EMIT)                                                                               \
   extern "C" __global__ void __launch_bounds__ BOUNDS sub_norm_##NAME(const __grid_constant__ SubNormArgs args) { \
+    overlap();                                                                                                    \
     EMIT(args);                                                                                                    \
   }
 #define SUB_NORM_TYPE(T)                                           \

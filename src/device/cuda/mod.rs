@@ -247,7 +247,7 @@ impl CudaDevice {
     /// `shared_bytes` is dynamic shared memory, up to the GPU's opt-in limit.
     ///
     /// # Safety
-    /// As [`Self::launch_grid`].
+    /// As [`Self::launch_grid`]; the kernel begins with `overlap` (kernels/common/overlap.cuh).
     pub(crate) unsafe fn launch<A: Copy>(
         &self,
         module: &'static str,
@@ -257,7 +257,9 @@ impl CudaDevice {
         shared_bytes: u32,
         args: &A,
     ) -> Result<()> {
-        let grid = Grid::new(blocks, threads, shared_bytes);
+        // Machine code for sm_90 waits by itself; what a driver makes of PTX for sm_80 does not.
+        let overlaps = self.inner.sm == 90;
+        let grid = Grid { overlaps, ..Grid::new(blocks, threads, shared_bytes) };
         // SAFETY: the caller's promise.
         unsafe { self.launch_grid(module, function, &grid, args) }
     }

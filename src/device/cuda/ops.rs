@@ -376,3 +376,30 @@ fn row_threads(width: usize, most: u32) -> u32 {
 pub(super) fn u32_of(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::unsupported(format!("a dimension of {n}"), "Kernels index with 32 bits"))
 }
+
+#[cfg(test)]
+mod tests {
+    /// What [`super::CudaDevice::launch`] needs of its kernels.
+    #[test]
+    fn kernels_wait_for_those_before_them() {
+        let sources = [
+            include_str!("../../../kernels/ops/embed.cu"),
+            include_str!("../../../kernels/ops/logits_stats.cu"),
+            include_str!("../../../kernels/ops/quantize.cu"),
+            include_str!("../../../kernels/ops/rms_norm.cu"),
+            include_str!("../../../kernels/ops/rope.cu"),
+            include_str!("../../../kernels/ops/silu_mul.cu"),
+            include_str!("../../../kernels/ops/sub_norm.cu"),
+            include_str!("../../../kernels/attention/decode.cu"),
+            include_str!("../../../kernels/attention/kv_write.cu"),
+            include_str!("../../../kernels/attention/prefill.cu"),
+        ];
+        for source in sources {
+            for kernel in source.split("__global__").skip(1) {
+                let (_, body) = kernel.split_once('{').expect("a body");
+                let first = body.trim_start_matches(|c: char| c.is_whitespace() || c == '\\');
+                assert!(first.starts_with("overlap();"), "{first:.80}");
+            }
+        }
+    }
+}
