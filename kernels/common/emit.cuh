@@ -180,6 +180,32 @@ class RowCoder {
   StaticCoder coder_;  // as exact as quantize_code, where it works
 };
 
+// Where act-order takes columns c to c + 7 of a row that is held from, 16 bits each.
+__device__ __forceinline__ uint4 order8(const EmitArgs& out, uint32_t c) {
+  const uint4 low = reinterpret_cast<const uint4*>(out.order + c)[0], high = reinterpret_cast<const uint4*>(out.order + c)[1];
+  return make_uint4(low.x | low.y << 16, low.z | low.w << 16, high.x | high.y << 16, high.z | high.w << 16);
+}
+
+// The same of all columns that a thread writes: asked for at once, as far as there are registers.
+template <int CHUNKS>
+class HeldOrder {
+ public:
+  __device__ __forceinline__ explicit HeldOrder(const EmitArgs& out) {
+#pragma unroll
+    for (int i = 0; i < EARLY; ++i) {
+      const uint32_t c = 8 * (threadIdx.x + i * blockDim.x);
+      if (out.order != nullptr && c < out.k) columns_[i] = order8(out, c);
+    }
+  }
+  __device__ __forceinline__ uint4 columns(const EmitArgs& out, int chunk) const {
+    return chunk < EARLY ? columns_[chunk] : order8(out, 8 * (threadIdx.x + chunk * blockDim.x));
+  }
+
+ private:
+  static constexpr int EARLY = CHUNKS <= 2 ? CHUNKS : 1;
+  uint4 columns_[EARLY];
+};
+
 // A row in registers, CHUNKS times eight columns in each thread of the block.
 template <int CHUNKS>
 struct HeldRow {
@@ -236,12 +262,25 @@ struct HeldRow {
     }
   }
 
+  // A gather goes through dynamic shared memory, k of T; all threads of the block together.
   template <typename T>
-  __device__ __forceinline__ void emit_floats(const EmitArgs& out, uint32_t row) const {
+  __device__ __forceinline__ void emit_floats(const EmitArgs& out, uint32_t row, const HeldOrder<CHUNKS>& order) const {
+    extern __shared__ __align__(16) float staged[];
     T* floats = static_cast<T*>(out.floats) + static_cast<size_t>(row) * out.k;
+    const uint16_t* values = reinterpret_cast<const uint16_t*>(staged);
+    T* to = out.order == nullptr ? floats : reinterpret_cast<T*>(staged);
 #pragma unroll
     for (int i = 0; i < CHUNKS; ++i) {
-      if (column(i) < out.k) store8(floats + column(i), v[i]);
+      if (column(i) < out.k) store8(to + column(i), v[i]);
+    }
+    if (out.order == nullptr) return;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < CHUNKS; ++i) {
+      if (column(i) >= out.k) continue;
+      const uint4 from = order.columns(out, i);
+      const auto two = [&](uint32_t pair) { return values[pair & 0xffff] | static_cast<uint32_t>(values[pair >> 16]) << 16; };
+      *reinterpret_cast<uint4*>(floats + column(i)) = make_uint4(two(from.x), two(from.y), two(from.z), two(from.w));
     }
   }
 };
@@ -250,9 +289,10 @@ struct HeldRow {
 constexpr uint32_t MOST_CHUNKS = 4;
 
 // Chunks of eight columns for each thread of the block where a row is held in registers: 1, 2 or MOST_CHUNKS; 0
-// where it is not.
+// where it is not, as where codes are gathered.
 __device__ __forceinline__ uint32_t held_chunks(const EmitArgs& out) {
-  if (out.k % 8 != 0 || out.order != nullptr || out.k > MOST_CHUNKS * 8 * blockDim.x) return 0;
+  const bool gathers_codes = out.order != nullptr && out.mode != LOWBIT_EMIT_FLOATS;
+  if (out.k % 8 != 0 || gathers_codes || out.k > MOST_CHUNKS * 8 * blockDim.x) return 0;
   return out.k <= 8 * blockDim.x ? 1 : out.k <= 16 * blockDim.x ? 2 : MOST_CHUNKS;
 }
 

@@ -57,28 +57,30 @@ __device__ NormedRow<Row> norm_computed(const Args& args) {
   return {x, args.weight, inverse_rms(block_reduce(sum, 0.0f, Sum()), args.out.k, args.eps)};
 }
 
-template <typename Row, typename Args, typename Held, typename Other>
-__device__ __forceinline__ void norm_row(const Args& args, Held held, Other other) {
-  switch (held_chunks(args.out)) {
-    case 1: return held(norm_held<1, Row>(args));
-    case 2: return held(norm_held<2, Row>(args));
-    case MOST_CHUNKS: return held(norm_held<MOST_CHUNKS, Row>(args));
-    default: return other(norm_computed<Row>(args));
-  }
+template <int CHUNKS, typename T, typename Row, typename Args>
+__device__ __forceinline__ void norm_floats_held(const Args& args) {
+  const HeldOrder<CHUNKS> order(args.out);  // on its way while the row is reduced
+  norm_held<CHUNKS, Row>(args).template emit_floats<T>(args.out, blockIdx.x, order);
 }
 
 // This block's row as floats of T.
 template <typename T, typename Row, typename Args>
 __device__ __forceinline__ void norm_floats(const Args& args) {
-  norm_row<Row>(
-      args, [&](const auto& row) { row.template emit_floats<T>(args.out, blockIdx.x); },
-      [&](const auto& row) { emit_floats<T>(args.out, blockIdx.x, row, 0, args.out.k); });
+  switch (held_chunks(args.out)) {
+    case 1: return norm_floats_held<1, T, Row>(args);
+    case 2: return norm_floats_held<2, T, Row>(args);
+    case MOST_CHUNKS: return norm_floats_held<MOST_CHUNKS, T, Row>(args);
+    default: return emit_floats<T>(args.out, blockIdx.x, norm_computed<Row>(args), 0, args.out.k);
+  }
 }
 
 // As codes, with T beside outliers of T.
 template <typename T, typename Row, typename Args>
 __device__ __forceinline__ void norm_codes(const Args& args) {
-  norm_row<Row>(
-      args, [&](const auto& row) { row.template emit_codes<T>(args.out, blockIdx.x); },
-      [&](const auto& row) { emit_codes<T>(args.out, blockIdx.x, row); });
+  switch (held_chunks(args.out)) {
+    case 1: return norm_held<1, Row>(args).template emit_codes<T>(args.out, blockIdx.x);
+    case 2: return norm_held<2, Row>(args).template emit_codes<T>(args.out, blockIdx.x);
+    case MOST_CHUNKS: return norm_held<MOST_CHUNKS, Row>(args).template emit_codes<T>(args.out, blockIdx.x);
+    default: return emit_codes<T>(args.out, blockIdx.x, norm_computed<Row>(args));
+  }
 }

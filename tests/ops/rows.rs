@@ -231,9 +231,15 @@ fn assert_quantized_as(device: &Device, out: &lowbit::device::Act, values: &[f32
     assert!(codes[m * k..].iter().all(|&c| c == CANARY_CODE), "codes behind the last row were written");
 }
 
-/// An act-order gather, by every op that emits.
+/// An act-order gather, by every op that emits: of rows that a thread block holds in registers, eight columns or more to a
+/// thread, and of others.
 fn emit_gathers(device: &Device) {
-    let (m, k) = (5, 70);
+    for (m, k) in [(5, 70), (3, 8), (5, 72), (2, 4104), (1, 16_384), (300, 4096), (1, 32_776)] {
+        gathers(device, m, k);
+    }
+}
+
+fn gathers(device: &Device, m: usize, k: usize) {
     let mut random = Random::new(21);
     let order = random.permutation(k);
     let orders = u32s(device, &order);
@@ -245,7 +251,7 @@ fn emit_gathers(device: &Device) {
         run(&mut plain, Emit::FLOATS);
         run(&mut gathered, emit);
         let expected = reference::gather_columns(&read(device, &plain.floats, m * k), &order);
-        assert_exact(what, &read(device, &gathered.floats, m * k), &expected);
+        assert_exact(&format!("{what} {m} x {k}"), &read(device, &gathered.floats, m * k), &expected);
     };
     assert_gathered("quantize", &|out, emit| device.quantize(out, &x, k, emit, m).expect("quantize"));
     assert_gathered("silu_mul", &|out, emit| device.silu_mul(out, &x, k, emit, m).expect("silu_mul"));
@@ -253,6 +259,11 @@ fn emit_gathers(device: &Device) {
     assert_gathered("rms_norm", &|out, emit| {
         device.rms_norm(out, &residual, &weight, 1e-6, emit, m).expect("rms_norm")
     });
+    for gated in [false, true] {
+        assert_gathered("sub_norm", &|out, emit| {
+            device.sub_norm(out, &x, gated, &weight, 1e-6, emit, m).expect("sub_norm")
+        });
+    }
 
     let quant = ActQuant::DynamicPerToken;
     device.quantize(&mut gathered, &x, k, Emit { order: Some(&orders), quant }, m).expect("quantize");

@@ -143,6 +143,10 @@ unsafe fn launch_norm<A: Copy>(
 ) -> Result<()> {
     let (grid, suffix, threads) = ([u32_of(m)?, 1, 1], device.suffix(), code_threads(device, m, out));
     let (function, shared) = match out.mode {
+        // A gather of a row in registers goes through shared memory.
+        abi::LOWBIT_EMIT_FLOATS if !out.order.is_null() && is_held(out, threads) => {
+            (format!("{op}_{suffix}"), 2 * out.k)
+        }
         abi::LOWBIT_EMIT_FLOATS => (format!("{op}_{suffix}"), 0),
         abi::LOWBIT_EMIT_OUTLIERS => (format!("{op}_outliers_{suffix}"), staged_bytes(out, threads)),
         _ => (format!("{op}_{int8}"), staged_bytes(out, threads)),
@@ -346,7 +350,8 @@ const HELD_CHUNKS: u32 = 4;
 
 /// Whether a row is held in registers by a block of `threads`: `held_chunks` of kernels/common/emit.cuh.
 fn is_held(out: &EmitArgs, threads: u32) -> bool {
-    out.k.is_multiple_of(8) && out.order.is_null() && out.k <= HELD_CHUNKS * 8 * threads
+    let gathers_codes = !out.order.is_null() && out.mode != abi::LOWBIT_EMIT_FLOATS;
+    out.k.is_multiple_of(8) && !gathers_codes && out.k <= HELD_CHUNKS * 8 * threads
 }
 
 /// Dynamic shared memory of an op that emits codes by blocks of `threads`: none where a row is held in registers.
