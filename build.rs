@@ -18,7 +18,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail};
 use toolchain::Toolchain;
 
-const ABI: [&str; 3] = ["kernels/abi.h", "kernels/abi_w4a16.h", "kernels/abi_w4a8.h"];
+const ABI: [&str; 4] = ["kernels/abi.h", "kernels/abi_repack.h", "kernels/abi_w4a16.h", "kernels/abi_w4a8.h"];
 
 fn main() {
     // An error is printed as lines of cargo's own: returned from `main` it would drown in a backtrace.
@@ -93,7 +93,7 @@ fn abi() -> Result<String> {
     let bindings = bindgen::Builder::default()
         .headers(ABI)
         .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments"])
-        .allowlist_file(r".*kernels/abi(_linear|_w4a16|_w4a8)?\.h")
+        .allowlist_file(r".*kernels/abi(_linear|_repack|_w4a16|_w4a8)?\.h")
         .use_core()
         .derive_default(true)
         .prepend_enum_name(false)

@@ -1,6 +1,10 @@
 //! Element types and the one host-side container of elements, [`HostData`].
 
 use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Fewest elements that a core converts at once.
+const PIECE: usize = 1 << 14;
 
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,8 +128,8 @@ impl HostData {
     pub fn from_f32(dtype: DType, values: Vec<f32>) -> Self {
         match dtype {
             DType::F32 => HostData::F32(values),
-            DType::F16 => HostData::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
-            DType::BF16 => HostData::BF16(values.iter().map(|&x| bf16::from_f32(x)).collect()),
+            DType::F16 => HostData::F16(values.par_iter().with_min_len(PIECE).map(|&x| f16::from_f32(x)).collect()),
+            DType::BF16 => HostData::BF16(values.par_iter().with_min_len(PIECE).map(|&x| bf16::from_f32(x)).collect()),
             other => panic!("HostData::from_f32: {other} is not a floating type"),
         }
     }
@@ -157,8 +161,8 @@ impl HostData {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             HostData::F32(v) => v.clone(),
-            HostData::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
-            HostData::BF16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            HostData::F16(v) => v.par_iter().with_min_len(PIECE).map(|x| x.to_f32()).collect(),
+            HostData::BF16(v) => v.par_iter().with_min_len(PIECE).map(|x| x.to_f32()).collect(),
             HostData::I8(v) => v.iter().map(|&x| f32::from(x)).collect(),
             HostData::U8(v) => v.iter().map(|&x| f32::from(x)).collect(),
             HostData::I32(v) => v.iter().map(|&x| x as f32).collect(),

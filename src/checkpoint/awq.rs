@@ -4,8 +4,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
-use crate::quant::pack::{AWQ_ORDER, Packing};
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::pack::Packing;
+use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 use super::gptq::{self, transpose};
 use super::json::Object;
@@ -30,6 +30,8 @@ const UNDERSTOOD: &[&str] = &[
 ];
 const HARMLESS: &[&str] = &["do_fuse", "fuse_max_seq_len", "modules_to_fuse"];
 const BITS: u8 = 4;
+/// Codes of gemv.
+const NATURAL: Storage = Storage::Rows(Packing::Dense);
 /// The zero point of files without zero points.
 const MIDDLE: f32 = 8.0;
 
@@ -172,9 +174,9 @@ impl Awq {
             Version::GemvFast => transpose(&scales[..groups * n], groups, n),
         };
         let codes = match self.version {
-            Version::Gemm => gemm_codes(&m.words("qweight")?, n, k),
-            Version::Gemv => natural_codes(&m.words("qweight")?, n, k),
-            Version::GemvFast => fast_codes(&m.integers("qweight")?, n, k),
+            Version::Gemm => Stored::new(m.shared("qweight")?, n, k, BITS, Storage::Awq).into(),
+            Version::Gemv => Stored::new(m.shared("qweight")?, n, k, BITS, NATURAL).into(),
+            Version::GemvFast => fast_codes(&m.integers("qweight")?, n, k).into(),
         };
         let zeros =
             if self.zero_point { self.zeros(m, n, groups, padded, &scales)? } else { self.no_zeros(m, n, groups)? };
@@ -186,9 +188,11 @@ impl Awq {
     fn zeros(&self, m: &Module, n: usize, groups: usize, padded: usize, scales: &[f32]) -> Result<Vec<f32>> {
         match self.version {
             // Packed as the weight's rows are, so that they come out as `[n, groups]` too.
-            Version::Gemm => Ok(gemm_codes(&m.words("qzeros")?, n, groups).iter().map(|&z| f32::from(z)).collect()),
+            Version::Gemm => {
+                Ok(Storage::Awq.unpack(m.bytes("qzeros"), n, groups, BITS).iter().map(|&z| f32::from(z)).collect())
+            }
             Version::Gemv => {
-                let fields = natural_codes(&m.words("qzeros")?, n, padded);
+                let fields = NATURAL.unpack(m.bytes("qzeros"), n, padded, BITS);
                 Ok(fields.chunks_exact(padded).flat_map(|row| &row[..groups]).map(|&z| f32::from(z)).collect())
             }
             Version::GemvFast => {
@@ -239,29 +243,6 @@ impl Awq {
         };
         k.div_ceil(group_size).div_ceil(8).next_multiple_of(multiple) * 8
     }
-}
-
-/// `[n, k]` codes of `[k, n/8]` words in [`AWQ_ORDER`].
-fn gemm_codes(words: &[u32], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0u8; n * k];
-    codes.par_chunks_mut(8 * k).enumerate().for_each(|(block, out)| {
-        for c in 0..k {
-            let word = words[c * (n / 8) + block];
-            for (i, row) in AWQ_ORDER.iter().enumerate() {
-                out[row * k + c] = (word >> (4 * i) & 15) as u8;
-            }
-        }
-    });
-    codes
-}
-
-/// `[n, k]` codes of `[n, k/8]` words in natural order.
-fn natural_codes(words: &[u32], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0u8; n * k];
-    for (words, row) in words.chunks_exact(k / 8).zip(codes.chunks_exact_mut(k)) {
-        Packing::Dense.unpack(words, BITS, row);
-    }
-    codes
 }
 
 /// `[n, k]` codes of the `[n/4, k]` halfwords of llm-awq's second layout.

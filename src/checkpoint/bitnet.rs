@@ -135,7 +135,7 @@ impl BitNet {
             }
         };
         let mut weight = QuantWeight::empty(n, k, 2, k);
-        weight.codes = codes;
+        weight.codes = codes.into();
         weight.scales.fill(scale);
         weight.zeros.fill(2.0);
         Ok(LinearWeight { weight: Weight::Quant(weight), bias: m.bias()?, activation: ActQuant::DynamicPerToken })

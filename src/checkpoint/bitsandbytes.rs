@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use crate::error::Result;
 use crate::quant::table::columns_of_block;
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 use super::json::{self, Object};
 use super::module::{FLOATS, Module, Sizes};
@@ -162,7 +162,7 @@ fn check_int8(m: &mut Module) -> Option<Sizes> {
 
 /// `w = code * SCB / 127`.
 fn read_int8(m: &Module, Sizes { n, k }: Sizes) -> Result<QuantWeight> {
-    let codes = m.bytes("weight").iter().map(|&b| b ^ 0x80).collect();
+    let codes = Stored::new(m.shared("weight")?, n, k, 8, Storage::Bytes { offset: 128 }).into();
     let scales = m.scales("SCB")?.into_iter().map(|s| s / 127.0).collect();
     Ok(QuantWeight { n, k, bits: 8, group_size: k, codes, scales, zeros: vec![128.0; n], order: None, codebook: None })
 }
@@ -291,9 +291,7 @@ fn check_4bit(m: &mut Module) -> Option<Sizes> {
 fn read_4bit(m: &Module) -> Result<QuantWeight> {
     let state = state(m)?;
     let Sizes { n, k } = state.sizes;
-    // The first element of a byte is its high nibble.
-    let nibbles = m.bytes("weight").iter().flat_map(|&b| [b >> 4, b & 15]);
-    let codes: Vec<u8> = nibbles.take(n * k).collect();
+    let codes = Stored::new(m.shared("weight")?, n, k, Codebook::BITS, Storage::HighFirst).into();
     let absmax = absmax(m, &state)?;
     let group_size = state.group();
     let groups = k / group_size;

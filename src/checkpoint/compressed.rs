@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, Codes, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 pub(super) use super::compressed_config::CompressedTensors;
 use super::compressed_config::{Activations, Format, GroupScheme, Strategy};
@@ -100,17 +100,18 @@ impl CompressedTensors {
     pub(super) fn read(&self, m: &Module, sizes: Sizes) -> Result<LinearWeight> {
         let Some(s) = self.scheme_for(m)? else { return m.read_dense(sizes) };
         let Sizes { n, k } = sizes;
-        let (codes, packing) = match s.format {
+        let (codes, packing): (Codes, Packing) = match s.format {
             Format::Packed => {
-                let words = m.words("weight_packed")?;
-                let per_row = words.len() / n;
+                let words = m.shared("weight_packed")?;
+                let per_row = words.len() / 4 / n;
                 let packing = packing(per_row, k, s.bits, self.dense_streams).unwrap_or(Packing::Dense);
-                let mut codes = vec![0u8; n * k];
-                let rows = codes.par_chunks_mut(k).zip(words.par_chunks(per_row));
-                rows.for_each(|(row, words)| packing.unpack(words, s.bits, row));
-                (codes, packing)
+                (Stored::new(words, n, k, s.bits, Storage::Rows(packing)).into(), packing)
             }
-            Format::Int => (s.unsigned_bytes(m, "weight")?, Packing::Dense),
+            // Every byte is a code of 8 bits.
+            Format::Int if s.bits == 8 => {
+                (Stored::new(m.shared("weight")?, n, k, 8, Storage::Bytes { offset: 128 }).into(), Packing::Dense)
+            }
+            Format::Int => (s.unsigned_bytes(m, "weight")?.into(), Packing::Dense),
         };
         let groups = s.groups(k);
         let scales = spread(m.scales("weight_scale")?, n * groups);

@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes, WORDS};
@@ -203,7 +203,7 @@ impl Gptq {
         let group_size = p.group_size.map_or(k, |g| g.min(k));
         let groups = k.div_ceil(group_size);
         let order = order(m, p, k, groups)?;
-        let codes = unpack_columns(&m.words("qweight")?, n, k, p.bits);
+        let codes = Stored::new(m.shared("qweight")?, n, k, p.bits, Storage::Columns).into();
         let mut weight = QuantWeight {
             n,
             k,
@@ -229,12 +229,11 @@ impl Gptq {
         let words = m.words("qzeros")?;
         let mut fields = vec![0u8; groups * n];
         let per_row = Packing::Dense.words(n, p.bits);
-        for (row, words) in fields.chunks_mut(n).zip(words.chunks(per_row)) {
-            Packing::Dense.unpack(words, p.bits, row);
-        }
+        let rows = fields.par_chunks_mut(n).zip(words.par_chunks(per_row));
+        rows.for_each(|(row, words)| Packing::Dense.unpack(words, p.bits, row));
         let middle = 1u8 << (p.bits - 1);
         let (convention, note) = if p.symmetric {
-            let all = |v: u8| fields.iter().all(|&f| f == v);
+            let all = |v: u8| fields.par_iter().all(|&f| f == v);
             let found = match () {
                 () if all(middle - 1) => ZeroConvention::V1,
                 () if all(middle) => ZeroConvention::V2,
@@ -263,7 +262,7 @@ impl Gptq {
         };
         // Not masked to `bits`: a stored 2^b - 1 means a zero point of 2^b.
         let offset = if convention == ZeroConvention::V1 { 1.0 } else { 0.0 };
-        Ok((fields.iter().map(|&f| f32::from(f) + offset).collect(), note))
+        Ok((fields.par_iter().map(|&f| f32::from(f) + offset).collect(), note))
     }
 }
 
@@ -300,33 +299,10 @@ fn order(m: &Module, p: &Params, k: usize, groups: usize) -> Result<Option<Vec<u
     sort_by_group(&g_idx, group_size).map_err(|reason| m.error("g_idx", reason))
 }
 
-/// `[n, k]` codes of words that are packed down the rows of a `[words, n]` matrix.
-fn unpack_columns(words: &[u32], n: usize, k: usize, bits: u8) -> Vec<u8> {
-    /// Columns gathered at once: a cache line of words.
-    const BLOCK: usize = 16;
-    let height = Packing::Dense.words(k, bits);
-    let mut codes = vec![0u8; n * k];
-    codes.par_chunks_mut(BLOCK * k).enumerate().for_each(|(block, out)| {
-        let first = block * BLOCK;
-        let width = out.len() / k;
-        let mut columns = vec![0u32; width * height];
-        for (w, row) in words.chunks_exact(n).enumerate() {
-            for (c, &word) in row[first..first + width].iter().enumerate() {
-                columns[c * height + w] = word;
-            }
-        }
-        for (column, out) in columns.chunks_exact(height).zip(out.chunks_exact_mut(k)) {
-            Packing::Dense.unpack(column, bits, out);
-        }
-    });
-    codes
-}
-
 /// A `[rows, columns]` matrix as `[columns, rows]`.
 pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows * columns);
-    for c in 0..columns {
-        out.extend((0..rows).map(|r| values[r * columns + c]));
-    }
+    let mut out = vec![0.0; rows * columns];
+    let lines = out.par_chunks_mut(rows.max(1)).enumerate();
+    lines.for_each(|(c, line)| line.iter_mut().enumerate().for_each(|(r, to)| *to = values[r * columns + c]));
     out
 }

@@ -226,8 +226,17 @@ impl Hqq {
         let group_size = columns_of_block(state.block, k);
         let spread = |values: Vec<f32>| (0..n * k / group_size).map(|g| values[g * group_size / state.block]).collect();
         let (scales, zeros) = (spread(m.scales("scale")?), spread(m.scales("zero")?));
-        let weight =
-            QuantWeight { n, k, bits: state.bits, group_size, codes, scales, zeros, order: None, codebook: None };
+        let weight = QuantWeight {
+            n,
+            k,
+            bits: state.bits,
+            group_size,
+            codes: codes.into(),
+            scales,
+            zeros,
+            order: None,
+            codebook: None,
+        };
         Ok(LinearWeight { weight: Weight::Quant(weight), bias: m.bias()?, activation: ActQuant::None })
     }
 }

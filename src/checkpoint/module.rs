@@ -4,7 +4,7 @@ use safetensors::Dtype;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, LinearWeight, Scheme, Weight};
+use crate::quant::{ActQuant, LinearWeight, Scheme, SharedBytes, Weight};
 
 use super::shards::{Entry, Shards};
 
@@ -125,6 +125,11 @@ impl<'a> Module<'a> {
     /// A tensor's bytes as they lie in the file; none when it is absent.
     pub(super) fn bytes(&self, suffix: &str) -> &'a [u8] {
         self.entry(suffix).map_or(&[], |entry| self.shards.bytes(entry))
+    }
+
+    /// The same, to be kept.
+    pub(super) fn shared(&self, suffix: &str) -> Result<SharedBytes> {
+        self.shards.shared(&self.full(suffix))
     }
 
     pub(super) fn integers(&self, suffix: &str) -> Result<Vec<i64>> {

@@ -1,7 +1,5 @@
 //! Act-order: columns sorted by quantization group, so that groups are contiguous.
 
-use rayon::prelude::*;
-
 use crate::quant::QuantWeight;
 
 /// The stable order of columns by group; `None` when `g_idx` is `c / group_size` already.
@@ -28,12 +26,6 @@ pub(super) fn sort_by_group(g_idx: &[i64], group_size: usize) -> Result<Option<V
 
 /// Puts the columns of `weight`, which are in the layer's own order, into `order`.
 pub(super) fn apply(weight: &mut QuantWeight, order: Vec<u32>) {
-    let sorted = |row: &mut [u8]| {
-        let natural = row.to_vec();
-        for (code, &from) in row.iter_mut().zip(&order) {
-            *code = natural[from as usize];
-        }
-    };
-    weight.codes.par_chunks_mut(weight.k).for_each(sorted);
+    weight.codes.gather_columns(&order);
     weight.order = Some(order);
 }

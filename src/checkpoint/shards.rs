@@ -3,14 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
+use crate::quant::SharedBytes;
 
 use super::files::ModelDir;
 use super::json;
@@ -36,7 +39,7 @@ pub(super) struct Entry {
 /// All tensors of a model directory.
 #[derive(Debug)]
 pub(super) struct Shards {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -105,7 +108,7 @@ impl Shards {
             }
             self.tensors.insert(name, entry);
         }
-        self.files.push((path, map));
+        self.files.push((path, Arc::new(map)));
         Ok(())
     }
 
@@ -119,6 +122,12 @@ impl Shards {
 
     pub(super) fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.files[entry.file].1[entry.start..entry.end]
+    }
+
+    /// The bytes of tensor `name`, which may outlive this table.
+    pub(super) fn shared(&self, name: &str) -> Result<SharedBytes> {
+        let entry = self.need(name)?;
+        Ok(SharedBytes::new(self.files[entry.file].1.clone(), entry.start..entry.end))
     }
 
     /// Bytes of all tensors.
@@ -182,10 +191,13 @@ impl Shards {
     }
 }
 
+/// Fewest elements that a core reads at once.
+const PIECE: usize = 1 << 14;
+
 /// Elements of `N` little-endian bytes. Mapped bytes need not be aligned, so they are copied.
-fn read<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Vec<T> {
+fn read<const N: usize, T: Send>(bytes: &[u8], element: impl Fn([u8; N]) -> T + Sync + Send) -> Vec<T> {
     let (chunks, _) = bytes.as_chunks::<N>();
-    chunks.iter().map(|chunk| element(*chunk)).collect()
+    chunks.par_iter().with_min_len(PIECE).map(|chunk| element(*chunk)).collect()
 }
 
 /// Tensors of a safetensors file given whole.

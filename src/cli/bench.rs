@@ -136,6 +136,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     // Before the model, which may leave no room for the measurement.
     let ceiling = bandwidth::bytes_per_second(&device)?;
     let limits = args.limits(&tests);
+    let start = Instant::now();
     let mut model = match source {
         Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits)?,
         Source::Dummy(scheme) => {
@@ -148,6 +149,8 @@ pub(super) fn run(args: &Args) -> Outcome {
             model?
         }
     };
+    device.synchronize()?;
+    let load_seconds = start.elapsed().as_secs_f64();
     let mut cache = model.new_cache()?;
     let bar = output::progress("tests");
     bar.set_length((tests.len() * (1 + usize::from(args.repetitions))) as u64);
@@ -163,7 +166,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         results.push((test, speeds));
     }
     bar.finish_and_clear();
-    let report = Report::new(args, &model, &device, ceiling);
+    let report = Report { load_seconds, ..Report::new(args, &model, &device, ceiling) };
     if args.json {
         output::write_json(&results.iter().map(|(test, speeds)| report.json(*test, speeds)).collect())?;
     } else {
@@ -305,6 +308,8 @@ struct Report {
     weight_bytes: u64,
     ceiling: f64,
     ceiling_method: &'static str,
+    /// From opened files, or nothing, to a model that can run.
+    load_seconds: f64,
 }
 
 fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
@@ -326,6 +331,7 @@ impl Report {
             weight_bytes: model.weight_bytes() as u64,
             ceiling,
             ceiling_method: bandwidth::method(device),
+            load_seconds: 0.0,
         }
     }
 
@@ -354,6 +360,7 @@ impl Report {
             "samples": speeds,
             "weight_bytes_per_s": read,
             "ceiling_bytes_per_s": self.ceiling,
+            "load_s": self.load_seconds,
             "ceiling_fraction": read.map(|read| read / self.ceiling),
         })
     }
@@ -380,6 +387,7 @@ impl Report {
         let rows: Vec<_> = results.iter().map(row).collect();
         let mut text = output::table(&header, &rows, &["size", "params", "threads", "t/s", "GB/s", "of ceiling"]);
         text.push_str(&format!("\nceiling: {:.1} GB/s, {}\n", self.ceiling / 1e9, self.ceiling_method));
+        text.push_str(&format!("loaded in {:.2} s\n", self.load_seconds));
         text
     }
 }

@@ -158,7 +158,7 @@ fn blank(scheme: &Scheme, n: usize, k: usize) -> LinearWeight {
             k,
             bits: scheme.weight_bits,
             group_size,
-            codes: vec![0; n * k],
+            codes: vec![0; n * k].into(),
             scales: vec![1.0; groups],
             zeros: vec![zero; groups],
             order: scheme.act_order.then(|| (0..k as u32).collect()),

@@ -72,11 +72,11 @@ impl Linear {
 /// Puts the rows of either half of a weight in `order`.
 fn order_halves(weight: &mut LinearWeight, order: &[u32]) {
     let Weight::Quant(q) = &mut weight.weight else { return };
-    let rows: Vec<usize> =
-        [0, q.n / 2].into_iter().flat_map(|half| order.iter().map(move |&r| half + r as usize)).collect();
+    let rows: Vec<u32> =
+        [0, q.n / 2].into_iter().flat_map(|half| order.iter().map(move |&r| half as u32 + r)).collect();
     let groups = q.groups();
     let QuantWeight { k, codes, scales, zeros, .. } = q;
-    *codes = gather(codes, *k, &rows);
+    codes.gather_rows(*k, &rows);
     *scales = gather(scales, groups, &rows);
     *zeros = gather(zeros, groups, &rows);
     if let Some(bias) = &mut weight.bias {
@@ -84,6 +84,6 @@ fn order_halves(weight: &mut LinearWeight, order: &[u32]) {
     }
 }
 
-fn gather<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
-    rows.iter().flat_map(|&r| &values[r * width..(r + 1) * width]).copied().collect()
+fn gather<T: Copy>(values: &[T], width: usize, rows: &[u32]) -> Vec<T> {
+    rows.iter().flat_map(|&r| &values[r as usize * width..][..width]).copied().collect()
 }

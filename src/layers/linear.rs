@@ -157,7 +157,7 @@ fn join(a: LinearWeight, b: LinearWeight) -> Result<LinearWeight, Box<[LinearWei
 
 fn stack(mut a: QuantWeight, b: QuantWeight) -> QuantWeight {
     a.n += b.n;
-    a.codes.extend(b.codes);
+    a.codes.append(b.codes);
     a.scales.extend(b.scales);
     a.zeros.extend(b.zeros);
     a

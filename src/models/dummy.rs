@@ -113,8 +113,17 @@ pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u
     let step = deviation * 3.46 / f32::from(1u16 << bits); // uniform codes: deviation of the range / sqrt(12)
     let scales = (0..n * groups).map(|i| half::f16::from_f32(step * (1.0 + (i % 7) as f32 / 32.0)).to_f32()).collect();
     let zeros = vec![f32::from(1u16 << (bits - 1)); n * groups];
-    let weight =
-        Weight::Quant(QuantWeight { n, k, bits, group_size, codes, scales, zeros, order: None, codebook: None });
+    let weight = Weight::Quant(QuantWeight {
+        n,
+        k,
+        bits,
+        group_size,
+        codes: codes.into(),
+        scales,
+        zeros,
+        order: None,
+        codebook: None,
+    });
     LinearWeight { weight, bias, activation }
 }
 

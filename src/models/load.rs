@@ -1,10 +1,13 @@
 //! From a checkpoint's names to the decoder's slots. The architectures share Hugging Face's names; they differ
 //! in which biases and norms exist.
 
+use rayon::prelude::*;
+
 use crate::checkpoint::{Architecture, Checkpoint, Expected, ModelConfig};
 use crate::device::Device;
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
+use crate::quant::LinearWeight;
 
 use super::decoder::{DecoderLayer, Limits, Model};
 use super::plan::{MemoryPlan, attention_shape};
@@ -115,7 +118,6 @@ impl Model {
         }
         let scheme = |name: &str| checkpoint.linear_scheme(name);
         MemoryPlan::new(&config, &limits, device.activation_dtype(), scheme)?.check(device.memory()?.0)?;
-        let linear = |name: &str| checkpoint.linear(name);
         let tables = layer_tables(&config);
         let mut layers = Vec::with_capacity(tables.len());
         progress(0, tables.len());
@@ -132,27 +134,30 @@ impl Model {
                 Architecture::BitNet => Some((norm(SUB_NORMS[0])?, norm(SUB_NORMS[1])?)),
                 _ => None,
             };
-            let qkv = table.qkv.iter().map(|(name, _)| linear(name)).collect::<Result<Vec<_>>>()?;
-            let gate_up = table.gate_up.iter().map(|name| linear(name)).collect::<Result<Vec<_>>>()?;
-            let down = linear(&table.down)?;
+            // What is read on the host at all (scales, zero points, floating weights) is read side by side.
+            let names: Vec<&String> = table.linears().collect();
+            let weights = names.into_par_iter().map(|name| checkpoint.linear(name)).collect::<Result<Vec<_>>>()?;
+            let mut weights = weights.into_iter();
+            let mut next = |count| -> Vec<LinearWeight> { weights.by_ref().take(count).collect() };
+            let (qkv, o, gate_up, down) = (next(3), next(1), next(2), next(1));
             layers.push(DecoderLayer {
                 input_norm: norm("input_layernorm")?,
                 qkv: Linear::new(device, qkv)?,
                 qk_norm,
-                o: Linear::new(device, vec![linear(&table.o)?])?,
+                o: Linear::new(device, o)?,
                 post_attention_norm: norm("post_attention_layernorm")?,
                 // SwiGLU is another activation than that of such a norm.
                 gate_up: match sub_norms {
                     Some(_) => Linear::new(device, gate_up)?,
-                    None => Linear::gated(device, gate_up, &down)?,
+                    None => Linear::gated(device, gate_up, &down[0])?,
                 },
                 sub_norms,
-                down: Linear::new(device, vec![down])?,
+                down: Linear::new(device, down)?,
             });
             progress(layers.len(), tables.len());
         }
         let embedding = checkpoint.tensor("model.embed_tokens.weight")?;
-        let head = linear("lm_head")?;
+        let head = checkpoint.linear("lm_head")?;
         let norm = RmsNorm::new(device, &checkpoint.tensor("model.norm.weight")?, config.rms_norm_eps)?;
         Model::assemble(config, device, limits, embedding, layers, norm, head)
     }

@@ -19,6 +19,9 @@ pub struct MemoryPlan {
     pub kv_cache: u64,
     /// Activations, logits and batch metadata.
     pub scratch: u64,
+    /// Most that packing takes beside the weights: codes of one layer as they are in the file, its scales and zero points as
+    /// f32. Given back before the KV cache and scratch are allocated.
+    pub packing: u64,
 }
 
 impl MemoryPlan {
@@ -32,10 +35,15 @@ impl MemoryPlan {
         dtype: DType,
         mut scheme: impl FnMut(&str) -> Result<Scheme>,
     ) -> Result<MemoryPlan> {
-        let mut weights = 0;
+        let (mut weights, mut packing) = (0, 0);
         for expected in expected_tensors(config) {
             weights += match expected {
-                Expected::Linear { name, n, k, .. } => resident_bytes(&scheme(&name)?, n, k, dtype),
+                Expected::Linear { name, n, k, .. } => {
+                    let scheme = scheme(&name)?;
+                    // Gate and up are packed as one.
+                    packing = packing.max(2 * packing_bytes(&scheme, n, k));
+                    resident_bytes(&scheme, n, k, dtype)
+                }
                 // The embedding stays 16-bit; norms become f32.
                 Expected::Tensor { shape, .. } => match shape[..] {
                     [n, k] => (n * k * 2) as u64,
@@ -52,12 +60,13 @@ impl MemoryPlan {
             weights: weights + rope,
             kv_cache: per_token.saturating_mul((limits.kv_blocks * KvCache::BLOCK_SIZE) as u64),
             scratch: scratch_bytes(config, limits, dtype),
+            packing,
         })
     }
 
-    /// All of it.
+    /// All that is needed at once.
     pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.kv_cache).saturating_add(self.scratch)
+        self.weights.saturating_add(self.kv_cache.saturating_add(self.scratch).max(self.packing))
     }
 
     /// Fails when the plan needs more than `free` bytes.
@@ -92,6 +101,13 @@ pub fn resident_bytes(scheme: &Scheme, n: usize, k: usize, dtype: DType) -> u64 
     let container = if scheme.weight_bits <= 4 { 4 } else { 8 };
     let groups = scheme.group_size.map_or(1, |g| k.div_ceil(g as u64));
     n * k * container / 8 + n * groups * 8
+}
+
+/// Bytes that packing a layer takes beside its result: codes, one to a byte at most, scales and zero points.
+fn packing_bytes(scheme: &Scheme, n: usize, k: usize) -> u64 {
+    let (n, k) = (n as u64, k as u64);
+    let groups = scheme.group_size.map_or(1, |g| k.div_ceil(g as u64));
+    if scheme.is_dense() { 0 } else { n * k + n * groups * 8 }
 }
 
 /// Attention shape of one layer.

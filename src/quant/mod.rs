@@ -11,6 +11,7 @@ pub mod affine;
 pub mod allocate;
 pub mod awq;
 pub mod codebook;
+pub mod codes;
 pub mod distortion;
 pub mod fake;
 mod gemm;
@@ -30,6 +31,9 @@ pub mod table;
 pub mod ternary;
 
 pub use codebook::Codebook;
+pub use codes::{Codes, SharedBytes, Storage, Stored};
+
+use rayon::prelude::*;
 
 use crate::dtype::{DType, HostData};
 
@@ -153,7 +157,7 @@ pub struct QuantWeight {
     /// Columns that share a scale, 1 to `k`; the last group may be short. `k` itself means per channel.
     pub group_size: usize,
     /// `[n, k]` codes, each below `2^bits`.
-    pub codes: Vec<u8>,
+    pub codes: Codes,
     /// `[n, groups]` scales, finite; exactly the values of the file.
     pub scales: Vec<f32>,
     /// `[n, groups]` zero points in units of codes; integral for every integer format, and may be `2^bits`
@@ -175,7 +179,7 @@ impl QuantWeight {
             k,
             bits,
             group_size,
-            codes: vec![0; n * k],
+            codes: vec![0; n * k].into(),
             scales: vec![0.0; groups],
             zeros: vec![0.0; groups],
             order: None,
@@ -194,7 +198,7 @@ impl QuantWeight {
             return true;
         }
         let middle = f32::from(1u16 << (self.bits - 1));
-        self.zeros.iter().all(|&z| z == middle)
+        self.zeros.par_iter().all(|&z| z == middle)
     }
 
     /// What each code stands for, before zero point and scale: `2^bits` values.
@@ -222,6 +226,7 @@ impl QuantWeight {
 
 /// Weight values of a linear layer.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // there is one a layer
 pub enum Weight {
     /// `[n, k]` floating point, in the file's type.
     Dense {

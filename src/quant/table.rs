@@ -39,7 +39,7 @@ pub fn round_to_table(w: &[f32], k: usize, grid: &Grid, table: Codebook) -> Opti
         k,
         bits: Codebook::BITS,
         group_size,
-        codes,
+        codes: codes.into(),
         scales,
         zeros,
         order: None,
@@ -122,7 +122,7 @@ mod tests {
         let blocks = Blockwise::quantize(&w, &Codebook::NF4.0, 64);
         assert_eq!(
             (q.codes.clone(), q.scales.clone(), q.dequantize()),
-            (blocks.codes.clone(), blocks.absmax.clone(), blocks.dequantize(&Codebook::NF4.0))
+            (blocks.codes.clone().into(), blocks.absmax.clone(), blocks.dequantize(&Codebook::NF4.0))
         );
         for (block, k, want) in [(64, 96, 32), (64, 256, 64), (128, 64, 64), (64, 7, 7), (64, 1, 1), (64, 100, 4)] {
             assert_eq!(columns_of_block(block.min(k), k), want);

@@ -41,7 +41,7 @@ pub fn ternary(w: &[f32], k: usize, grid: &Grid, threshold: Threshold) -> Option
     .collect::<Option<()>>()?;
     let zeros = vec![2.0; scales.len()];
     scales.iter().all(|s| s.is_finite()).then_some(())?;
-    Some(QuantWeight { n, k, bits: 2, group_size, codes, scales, zeros, order: None, codebook: None })
+    Some(QuantWeight { n, k, bits: 2, group_size, codes: codes.into(), scales, zeros, order: None, codebook: None })
 }
 
 /// Codes of -1, 0 and 1 with one scale: `w' = scale * code`.
@@ -121,7 +121,7 @@ mod tests {
         };
         let q = ternary(&w, 7, &grid, Threshold::Twn).expect("finite");
         assert_eq!((q.n, q.groups(), q.is_symmetric()), (2, 2, true));
-        assert_eq!(q.codes, [3, 2, 2, 1, 2, 2, 3, 1, 3, 3, 3, 3, 2, 1]);
+        assert_eq!(*q.codes, [3, 2, 2, 1, 2, 2, 3, 1, 3, 3, 3, 3, 2, 1]);
         // 1.05 in f16; the mean of 8 and 3.
         assert_eq!(q.scales, [1.049_804_7, 4.0, 1.0, 5.5]);
         assert_eq!(q.dequantize()[3], -1.049_804_7);

@@ -430,7 +430,7 @@ fn rejects(device: &Device) {
         weight
     };
     let cases: [(&str, LinearWeight); 9] = [
-        ("too few codes", broken(&|q| q.codes.truncate(8))),
+        ("too few codes", broken(&|q| q.codes = q.codes[..8].to_vec().into())),
         ("a code past its bits", broken(&|q| q.codes[3] = 16)),
         ("a NaN scale", broken(&|q| q.scales[1] = f32::NAN)),
         ("an infinite zero point", broken(&|q| q.zeros[1] = f32::INFINITY)),

@@ -11,6 +11,8 @@ mod linear;
 #[cfg(lowbit_cuda)]
 mod peers;
 #[cfg(lowbit_cuda)]
+mod repack;
+#[cfg(lowbit_cuda)]
 mod replays;
 mod rows;
 

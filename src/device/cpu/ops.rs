@@ -66,7 +66,10 @@ pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilo
     epilogue.check(&weight)?;
     let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
     let order = match &mut weight.weight {
-        Weight::Quant(q) => q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) }),
+        Weight::Quant(q) => {
+            let _unpacked: &[u8] = &q.codes; // before cores share the work
+            q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) })
+        }
         Weight::Dense { .. } => None,
     };
     let packed = match device.level {

@@ -66,6 +66,25 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// A buffer of `bytes`.
+    pub(crate) fn upload_bytes(device: &CudaDevice, bytes: &[u8]) -> Result<Self> {
+        Self::upload_slice(device, DType::U8, bytes)
+    }
+
+    /// A buffer of `values`.
+    pub(crate) fn upload_floats(device: &CudaDevice, values: &[f32]) -> Result<Self> {
+        Self::upload_slice(device, DType::F32, values)
+    }
+
+    /// A buffer of `values`, which are of `dtype`.
+    fn upload_slice<T: Copy>(device: &CudaDevice, dtype: DType, values: &[T]) -> Result<Self> {
+        let buffer = Self::new(device, dtype, values.len())?;
+        device.enter("write")?;
+        // SAFETY: the buffer was made for them, and its context is current.
+        let done = unsafe { device.copy_to_gpu(buffer.address, bytes_of(values)) };
+        device.leave(done).map(|()| buffer)
+    }
+
     /// A buffer of the same elements.
     pub(crate) fn duplicate(&self) -> Result<Self> {
         let copy = Self::new(&self.device, self.dtype, self.len)?;
@@ -126,12 +145,10 @@ impl Buffer {
             });
         }
         self.device.enter("write")?;
-        let bytes = data.len() * self.dtype.size_bytes();
-        let source = each!(data, v => v.as_ptr().cast::<c_void>());
         let target = self.address + (offset * self.dtype.size_bytes()) as u64;
-        // SAFETY: the range was checked above; the source is the host slice's own memory.
-        let done = unsafe { sys::cuMemcpyHtoDAsync_v2(target, source, bytes, self.device.stream()) };
-        self.device.leave(done.result())
+        // SAFETY: the range was checked above.
+        let done = each!(data, v => unsafe { self.device.copy_to_gpu(target, bytes_of(v)) });
+        self.device.leave(done)
     }
 
     /// The first `len` elements, after everything enqueued before.
@@ -157,6 +174,12 @@ impl Buffer {
     fn bytes(&self) -> usize {
         self.len * self.dtype.size_bytes()
     }
+}
+
+/// The memory of `values`, which are numbers.
+fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
+    // SAFETY: the slice's own memory; the types of `HostData` have no padding, and any byte may be read.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
 }
 
 impl Drop for Buffer {

@@ -22,9 +22,12 @@ mod nvml;
 pub(crate) mod ops;
 mod pack;
 mod pack_blocks;
+mod pack_host;
 mod pack_w4a8;
 mod probe;
 mod scale_parts;
+mod repack;
+mod staging;
 mod tensor_map;
 mod tuned;
 
@@ -57,6 +60,7 @@ pub struct CudaDevice {
     inner: Arc<Inner>,
     batch_invariant: bool,
     tuned: Arc<Tuned>,
+    packs_on_host: bool,
 }
 
 /// How the blocks of a launch lie, and how it starts.
@@ -94,6 +98,8 @@ struct Inner {
     sync_each_op: bool,
     last_op: Mutex<String>,
     modules: module::Modules,
+    /// Made by the first large copy to the GPU.
+    staging: Mutex<Option<staging::Staging>>,
     blas: blas::Blas,
     /// Scratch of ops that reduce over blocks; ops on one stream follow each other, so one serves all.
     workspace: sys::CUdeviceptr,
@@ -163,13 +169,14 @@ impl CudaDevice {
             sync_each_op: std::env::var("LOWBIT_SYNC").is_ok_and(|v| v == "1"),
             last_op: Mutex::new(String::from("open")),
             modules: module::Modules::new(force_ptx, max_shared),
+            staging: Mutex::default(),
             blas: blas::Blas::load(),
             workspace,
             counters,
             stream,
             context,
         };
-        Ok(CudaDevice { inner: Arc::new(inner), batch_invariant: false, tuned })
+        Ok(CudaDevice { inner: Arc::new(inner), batch_invariant: false, tuned, packs_on_host: false })
     }
 
     /// The same device in the mode of [`crate::device::Device::batch_invariant`].
@@ -189,6 +196,16 @@ impl CudaDevice {
     /// The choices that were measured for this GPU.
     pub(crate) fn tuned(&self) -> &Tuned {
         &self.tuned
+    }
+
+    /// The same device, its weights packed on the host: what those packed on the GPU are held against.
+    pub fn packing_on_host(self) -> Self {
+        CudaDevice { packs_on_host: true, ..self }
+    }
+
+    /// Whether weights are packed on the host.
+    pub(crate) fn packs_on_host(&self) -> bool {
+        self.packs_on_host
     }
 
     /// Whether kernels are chosen so that a row's result does not depend on its batch.
@@ -339,6 +356,26 @@ impl CudaDevice {
         if self.inner.sync_each_op { self.synchronize() } else { Ok(()) }
     }
 
+    /// Enqueues a copy of `bytes`, which may change once this returns.
+    ///
+    /// # Safety
+    /// The context is current; there is room for `bytes` at `target`.
+    pub(crate) unsafe fn copy_to_gpu(&self, target: sys::CUdeviceptr, bytes: &[u8]) -> Result<(), DriverError> {
+        if bytes.len() >= staging::SMALLEST {
+            let mut staging = self.inner.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            if staging.is_none() {
+                *staging = staging::Staging::new().ok(); // a limit on locked memory costs speed alone
+            }
+            if let Some(staging) = staging.as_mut() {
+                // SAFETY: the caller's promise.
+                return unsafe { staging.copy(target, bytes, self.stream()) };
+            }
+        }
+        // SAFETY: the caller's promise; the driver stages pageable memory before it returns.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(target, bytes.as_ptr().cast::<c_void>(), bytes.len(), self.stream()) }
+            .result()
+    }
+
     /// Waits for everything enqueued.
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.inner.stream.synchronize().map_err(|e| self.fault(e))
@@ -372,6 +409,9 @@ impl Drop for Inner {
         if self.context.bind_to_thread().is_ok() {
             let _ = self.stream.synchronize();
             self.modules.unload();
+            if let Some(mut staging) = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+                staging.free();
+            }
             // SAFETY: allocated in `new`, freed once.
             let _ = unsafe { result::free_sync(self.workspace) };
             // SAFETY: as above.

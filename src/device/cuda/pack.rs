@@ -6,14 +6,16 @@ use super::candidates::{self, Config};
 use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
 use super::pack_blocks::{BlockShape, ROWS};
+use super::pack_host::{HostPacked, steps_fit_i8};
 use super::pack_w4a8::NibbleShape;
+use super::repack::repack;
 use super::scale_parts::ScaleParts;
 use super::{Buffer, CudaDevice, tuned};
 use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
-use crate::dtype::{DType, HostData};
+use crate::dtype::HostData;
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
+use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Scheme, Weight};
 
 /// How the bytes of a weight lie, which is also which kernels read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +170,21 @@ impl CudaDevice {
     }
 }
 
+impl CudaDevice {
+    /// What a packed weight holds: its codes, then those there are of scales, zero points and sums.
+    ///
+    /// # Errors
+    /// `Cuda`; `Shape` for a weight packed for another device.
+    pub fn contents(&self, weight: &PackedWeight) -> Result<Vec<HostData>> {
+        let PackedBody::Cuda(packed) = &weight.body else {
+            let (expected, got) = ("a weight packed for CUDA".into(), "one packed for the CPU".into());
+            return Err(Error::Shape { op: "contents", expected, got });
+        };
+        let beside = [&packed.scales, &packed.zeros, &packed.sums].into_iter().flatten();
+        std::iter::once(&packed.weights).chain(beside).map(|buffer| buffer.download(buffer.len())).collect()
+    }
+}
+
 /// Of 16-bit activations, sm_90's kernels alone have SwiGLU.
 pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogue: Epilogue) -> Result<()> {
     let Weight::Quant(q) = &weight.weight else { return Ok(()) };
@@ -196,50 +213,47 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
     let upload = |data: HostData| Buffer::upload(device, &data);
     let fixed = Some(epilogue.fixed_point(&weight)?).filter(|columns| !columns.is_empty());
     if epilogue.activation == Activation::SwiGlu {
-        interleave(&mut weight, device.uses_sm90());
+        interleave(&mut weight, device);
     }
     let bias = weight.bias.map(HostData::F32).map(upload).transpose()?;
     let mut order = None;
-    let host = match weight.weight {
+    let mut scale_parts = ScaleParts::One;
+    let packed = match weight.weight {
         Weight::Dense { data, .. } => {
             let dtype = device.dtype();
             let data = if data.dtype() == dtype { data } else { HostData::from_f32(dtype, data.to_f32()) };
-            HostPacked::new(Layout::Dense { aligned: k.is_multiple_of(8) }, data)
+            Packed::new(Layout::Dense { aligned: k.is_multiple_of(8) }, upload(data)?)
         }
         Weight::Quant(mut q) => {
             order = q.order.take().map(|order| upload(HostData::U32(order))).transpose()?;
-            let activation = weight.activation;
-            let blocks = match activation {
-                ActQuant::None if device.uses_sm90() => HostPacked::blocks16(&q, device.dtype()),
-                ActQuant::None | ActQuant::LlmInt8 { .. } => None,
-                _ if device.uses_sm90() => HostPacked::blocks4(&q),
-                _ => None,
-            };
-            blocks.unwrap_or_else(|| HostPacked::quant(&q, activation, device.uses_sm90()))
+            let layout = layout(&q, weight.activation, device);
+            check_output(layout, epilogue, &scheme, k)?;
+            let beside = Beside::of(layout, &q, weight.activation);
+            if beside.order.is_some() {
+                scale_parts = ScaleParts::of(&q.scales, largest(&q), device.dtype());
+            }
+            match repack(device, layout, &q, &beside)? {
+                Some(packed) => packed,
+                None => HostPacked::new(layout, &q, &beside, device.dtype()).upload(device)?,
+            }
         }
     };
-    if epilogue.output == Output::Groups && !matches!(host.layout, Layout::Rows8 | Layout::Blocks8) {
-        return Err(Error::unsupported(
-            format!("codes in groups from a weight of scheme {scheme}, k = {k}"),
-            "Only 8-bit weights with a scale a channel and k a multiple of 16 have them",
-        ));
-    }
     let mut body = CudaPacked {
         device: device.clone(),
-        layout: host.layout,
+        layout: packed.layout,
         n,
         k,
         group_size: scheme.group_size.unwrap_or(k),
         outliers: matches!(scheme.activation, ActQuant::LlmInt8 { .. }),
         codebook: scheme.codebook,
-        zero: host.zero,
+        zero: packed.zero,
         x_zero: weight.activation.zero_point(),
         x_zeros: weight.activation == ActQuant::DynamicAsymmetric,
-        weights: upload(host.weights)?,
-        scale_parts: ScaleParts::of(host.scales.as_deref().unwrap_or_default(), host.largest, device.dtype()),
-        scales: host.scales.map(HostData::F32).map(upload).transpose()?,
-        zeros: host.zeros.map(upload).transpose()?,
-        sums: host.sums.map(HostData::I32).map(upload).transpose()?,
+        weights: packed.weights,
+        scale_parts,
+        scales: packed.scales,
+        zeros: packed.zeros,
+        sums: packed.sums,
         bias,
         fixed: fixed.map(HostData::I32).map(upload).transpose()?,
         epilogue,
@@ -249,100 +263,95 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
     Ok(PackedWeight { n, k, scheme, epilogue, order: order.map(Into::into), body: PackedBody::Cuda(Box::new(body)) })
 }
 
-/// A packed weight on the host.
-#[derive(Debug)]
-struct HostPacked {
-    layout: Layout,
-    weights: HostData,
-    zero: u32,
-    /// No weight is more times its scale.
-    largest: f32,
-    scales: Option<Vec<f32>>,
-    zeros: Option<HostData>,
-    sums: Option<Vec<i32>>,
+/// No weight of `q` is more times its scale.
+fn largest(q: &QuantWeight) -> f32 {
+    match &q.codebook {
+        Some(codebook) => codebook.0.iter().fold(0.0, |max, value| value.abs().max(max)),
+        None => f32::from(1u16 << q.bits),
+    }
 }
 
-impl HostPacked {
-    fn new(layout: Layout, weights: HostData) -> Self {
-        HostPacked { layout, weights, zero: 0, largest: 0.0, scales: None, zeros: None, sums: None }
+/// Codes in groups leave the kernels of some layouts alone.
+fn check_output(layout: Layout, epilogue: Epilogue, scheme: &Scheme, k: usize) -> Result<()> {
+    if epilogue.output == Output::Groups && !matches!(layout, Layout::Rows8 | Layout::Blocks8) {
+        return Err(Error::unsupported(
+            format!("codes in groups from a weight of scheme {scheme}, k = {k}"),
+            "Only 8-bit weights with a scale a channel and k a multiple of 16 have them",
+        ));
     }
+    Ok(())
+}
 
-    /// In blocks for 16-bit activations on sm_90, where those hold `q`.
-    fn blocks16(q: &QuantWeight, dtype: DType) -> Option<Self> {
-        let shape = BlockShape::of(q, dtype)?;
-        let weights = HostData::U8(shape.pack(q, dtype));
-        Some(HostPacked { zero: q.zeros[0] as u32, ..HostPacked::new(Layout::Blocks16(shape), weights) })
+/// A packed weight in GPU memory.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) layout: Layout,
+    pub(super) weights: Buffer,
+    pub(super) zero: u32,
+    pub(super) scales: Option<Buffer>,
+    pub(super) zeros: Option<Buffer>,
+    pub(super) sums: Option<Buffer>,
+}
+
+impl Packed {
+    pub(super) fn new(layout: Layout, weights: Buffer) -> Self {
+        Packed { layout, weights, zero: 0, scales: None, zeros: None, sums: None }
     }
+}
 
-    /// In blocks for int8 activations on sm_90, where those hold `q`.
-    fn blocks4(q: &QuantWeight) -> Option<Self> {
-        let shape = NibbleShape::of(q)?;
-        let scales = shape.one_group.then(|| padded(q.scales.clone(), ROWS));
-        Some(HostPacked { scales, ..HostPacked::new(Layout::Blocks4(shape), HostData::U8(shape.pack(q))) })
-    }
+/// How one value for each group of each row lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// `[n, groups]`
+    ByRow,
+    /// `[groups, n_pad]`, so that neighbouring outputs are loaded together.
+    ByGroup { n_pad: usize },
+}
 
-    fn quant(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Self {
-        let layout = layout(q, activation, sm90);
-        let weights = match layout {
-            Layout::Rows8 => HostData::I8(steps(q)),
-            Layout::Blocks8 => HostData::I8(blocks8(q)),
-            Layout::Fragments8Bit { bits: 8 } => {
-                let steps: Vec<u8> = steps(q).into_iter().map(|step| step as u8).collect();
-                HostData::U8(fragments8(q.n, q.k, &steps))
-            }
-            Layout::Fragments8Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_8BIT)),
-            Layout::Fragments16Bit { bits: 8 } => HostData::U8(fragments8(q.n, q.k, &q.codes)),
-            Layout::Fragments16Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_16BIT)),
-            Layout::FragmentsCodebook => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_CODEBOOK)),
-            Layout::Canonical { .. } | Layout::CanonicalCodebook => HostData::U8(q.codes.clone()),
-            Layout::Dense { .. } | Layout::Blocks16(_) | Layout::Blocks4(_) => unreachable!("not of `layout`"),
-        };
-        let mut host = HostPacked::new(layout, weights);
-        host.largest = match &q.codebook {
-            Some(codebook) => codebook.0.iter().fold(0.0, |max, value| value.abs().max(max)),
-            None => f32::from(1u16 << q.bits),
-        };
+/// What lies beside the codes of a layout.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// Order of what there is; `None` where blocks hold it all.
+    pub(super) order: Option<Order>,
+    /// Zero points, by row as f32, by group as uint16.
+    pub(super) zeros: bool,
+    pub(super) sums: bool,
+    /// Zero point of every weight, where there are no `zeros`.
+    pub(super) zero: u32,
+}
+
+impl Beside {
+    pub(super) fn of(layout: Layout, q: &QuantWeight, activation: ActQuant) -> Self {
+        let by_group = |multiple| Some(Order::ByGroup { n_pad: q.n.next_multiple_of(multiple) });
         let asymmetric_input = activation.zero_point() != 0 || activation == ActQuant::DynamicAsymmetric;
-        match layout {
-            Layout::Canonical { .. } => {
-                host.scales = Some(q.scales.clone());
-                host.zeros = Some(HostData::F32(q.zeros.clone()));
+        let zero = q.zeros[0] as u32;
+        let (order, zeros, sums, zero) = match layout {
+            Layout::Canonical { .. } => (Some(Order::ByRow), true, false, 0),
+            Layout::Dense { .. } | Layout::CanonicalCodebook => (Some(Order::ByRow), false, false, 0),
+            // Sums always: uint8 codes of symmetric activations have a zero point too.
+            Layout::Rows8 => (Some(Order::ByRow), false, true, 0),
+            Layout::Blocks8 => (by_group(SM90_COLUMNS), false, true, 0),
+            Layout::Blocks16(_) => (None, false, false, zero),
+            Layout::Blocks4(shape) => (shape.one_group.then_some(by_group(ROWS)).flatten(), false, false, 0),
+            Layout::Fragments8Bit { bits: 8 } => (by_group(TILE), false, asymmetric_input, zero),
+            Layout::Fragments8Bit { .. } | Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => {
+                (by_group(TILE), q.zeros.par_iter().any(|&z| z != q.zeros[0]), asymmetric_input, zero)
             }
-            Layout::CanonicalCodebook => host.scales = Some(q.scales.clone()),
-            Layout::Rows8 => {
-                host.scales = Some(q.scales.clone());
-                // Always: uint8 codes of symmetric activations have a zero point too.
-                host.sums = Some(group_sums(q));
-            }
-            Layout::Blocks8 => {
-                host.scales = Some(padded(q.scales.clone(), SM90_COLUMNS));
-                host.sums = Some(padded(group_sums(q), SM90_COLUMNS)); // always, as above
-            }
-            _ => {
-                host.zero = q.zeros[0] as u32;
-                let zeros_are_needed = layout != Layout::Fragments8Bit { bits: 8 };
-                if zeros_are_needed && q.zeros.iter().any(|&z| z != q.zeros[0]) {
-                    let by_group = by_group(q, &q.zeros, 0.0);
-                    let bytes = by_group.into_iter().flat_map(|z| (z as u16).to_le_bytes()).collect();
-                    host.zeros = Some(HostData::U8(bytes));
-                }
-                host.scales = Some(by_group(q, &q.scales, 0.0));
-                host.sums = asymmetric_input.then(|| by_group(q, &group_sums(q), 0));
-            }
-        }
-        host
+        };
+        Beside { order, zeros, sums, zero }
     }
 }
 
 /// Gate above up as 8 rows of gate, 8 of up, and so on, for layouts whose kernels own such blocks. A canonical weight stays
 /// as it is.
-fn interleave(weight: &mut LinearWeight, sm90: bool) {
+fn interleave(weight: &mut LinearWeight, device: &CudaDevice) {
     let Weight::Quant(q) = &mut weight.weight else { return };
-    if matches!(layout(q, weight.activation, sm90), Layout::Canonical { .. }) {
+    if matches!(layout(q, weight.activation, device), Layout::Canonical { .. }) {
         return;
     }
     let n = q.n;
-    q.codes = interleaved(&q.codes, n);
+    let rows: Vec<u32> = (0..n as u32).collect();
+    q.codes.gather_rows(q.k, &interleaved(&rows, n));
     q.scales = interleaved(&q.scales, n);
     q.zeros = interleaved(&q.zeros, n);
     if let Some(bias) = &mut weight.bias {
@@ -351,14 +360,25 @@ fn interleave(weight: &mut LinearWeight, sm90: bool) {
 }
 
 /// The `n` rows of `values`, blocks of 8 of its first half and of its second in turn.
-fn interleaved<T: Copy>(values: &[T], n: usize) -> Vec<T> {
+pub(super) fn interleaved<T: Copy>(values: &[T], n: usize) -> Vec<T> {
     let (gate, up) = values.split_at(values.len() / 2);
     let block = 8 * values.len() / n;
     gate.chunks(block).zip(up.chunks(block)).flat_map(|(gate, up)| [gate, up].concat()).collect()
 }
 
-/// The fastest layout that holds `q` exactly, for kernels of sm_90 too where `sm90`.
-fn layout(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Layout {
+/// The layout of the fastest kernels that `device` has for `q`.
+fn layout(q: &QuantWeight, activation: ActQuant, device: &CudaDevice) -> Layout {
+    let blocks = match activation {
+        ActQuant::None if device.uses_sm90() => BlockShape::of(q, device.dtype()).map(Layout::Blocks16),
+        ActQuant::None | ActQuant::LlmInt8 { .. } => None,
+        _ if device.uses_sm90() => NibbleShape::of(q).map(Layout::Blocks4),
+        _ => None,
+    };
+    blocks.unwrap_or_else(|| general_layout(q, activation, device.uses_sm90()))
+}
+
+/// The same among those of no shape of their own, for kernels of sm_90 too where `sm90`.
+pub(super) fn general_layout(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Layout {
     let per_channel = q.groups() == 1;
     let whole_groups = per_channel || q.group_size.is_multiple_of(32);
     if q.codebook.is_some() {
@@ -366,7 +386,7 @@ fn layout(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Layout {
         return if is_fast { Layout::FragmentsCodebook } else { Layout::CanonicalCodebook };
     }
     if activation == ActQuant::None {
-        let integral = q.zeros.iter().all(|z| z.fract() == 0.0);
+        let integral = q.zeros.par_iter().all(|z| z.fract() == 0.0);
         return match (whole_groups && integral && q.k.is_multiple_of(8), q.bits) {
             (true, ..=4) => Layout::Fragments16Bit { bits: 4 },
             (true, _) => Layout::Fragments16Bit { bits: 8 },
@@ -391,137 +411,10 @@ fn layout(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Layout {
 /// The widest tile of gemm_w8a8/sm90, which reads scales and sums of whole tiles.
 const SM90_COLUMNS: usize = 256;
 
-/// `values` and zeros, up to a multiple of `multiple`.
-fn padded<T: Copy + Default>(mut values: Vec<T>, multiple: usize) -> Vec<T> {
-    values.resize(values.len().next_multiple_of(multiple), T::default());
-    values
-}
-
-/// Code minus zero point, which [`steps_fit_i8`], one zero point a row, in blocks of 64 rows x 128 columns, those of the
-/// same rows one after the other; within a block, chunk `c` of 16 columns of row `r` lies at chunk `c ^ (r % 8)`.
-fn blocks8(q: &QuantWeight) -> Vec<i8> {
-    let slices = q.k.div_ceil(128);
-    let mut bytes = vec![0; q.n.div_ceil(64) * slices * 64 * 128];
-    bytes.par_chunks_mut(slices * 64 * 128).enumerate().for_each(|(block, bytes)| {
-        for r in block * 64..q.n.min(block * 64 + 64) {
-            let zero = q.zeros[r] as i32 as u8; // steps fit, so their low bytes do
-            for (c, codes) in q.codes[r * q.k..(r + 1) * q.k].chunks(16).enumerate() {
-                let to = c / 8 * (64 * 128) + r % 64 * 128 + ((c % 8) ^ (r % 8)) * 16;
-                for (to, code) in bytes[to..to + 16].iter_mut().zip(codes) {
-                    *to = code.wrapping_sub(zero) as i8;
-                }
-            }
-        }
-    });
-    bytes
-}
-
-/// Row `r`'s codes with the zero points of their groups.
-fn row_steps(q: &QuantWeight, r: usize) -> impl Iterator<Item = i32> {
-    let zeros = &q.zeros[r * q.groups()..];
-    q.codes[r * q.k..(r + 1) * q.k]
-        .chunks(q.group_size)
-        .zip(zeros)
-        .flat_map(|(codes, &zero)| codes.iter().map(move |&code| i32::from(code) - zero as i32))
-}
-
-/// True when every code minus its zero point is an int8. All are, at up to 7 bits and at 8 bits about the middle.
-fn steps_fit_i8(q: &QuantWeight) -> bool {
-    q.bits < 8 || q.is_symmetric() || (0..q.n).into_par_iter().all(|r| row_steps(q, r).all(|s| i8::try_from(s).is_ok()))
-}
-
-/// `[n, k]` code minus zero point, which [`steps_fit_i8`].
-fn steps(q: &QuantWeight) -> Vec<i8> {
-    let mut steps = vec![0; q.n * q.k];
-    steps.par_chunks_mut(q.k).enumerate().for_each(|(r, row)| {
-        for (to, step) in row.iter_mut().zip(row_steps(q, r)) {
-            *to = step as i8;
-        }
-    });
-    steps
-}
-
-/// `[n, groups]` sums of code minus zero point.
-fn group_sums(q: &QuantWeight) -> Vec<i32> {
-    let groups = q.groups();
-    let mut sums = vec![0; q.n * groups];
-    sums.par_chunks_mut(groups).enumerate().for_each(|(r, sums)| {
-        let codes = q.codes[r * q.k..(r + 1) * q.k].chunks(q.group_size);
-        for ((sum, codes), zero) in sums.iter_mut().zip(codes).zip(&q.zeros[r * groups..]) {
-            *sum = codes.iter().map(|&code| i32::from(code)).sum::<i32>() - *zero as i32 * codes.len() as i32;
-        }
-    });
-    sums
-}
-
-/// `[n, groups]` to `[groups, n_pad]`, so that neighbouring outputs are loaded together.
-fn by_group<T: Copy>(q: &QuantWeight, values: &[T], padding: T) -> Vec<T> {
-    let (groups, n_pad) = (q.groups(), padded_n(q.n));
-    let mut transposed = vec![padding; groups * n_pad];
-    for (r, row) in values.chunks_exact(groups).enumerate() {
-        for (g, &value) in row.iter().enumerate() {
-            transposed[g * n_pad + r] = value;
-        }
-    }
-    transposed
-}
+/// Outputs of a tile in fragment order.
+const TILE: usize = 16;
 
 /// Outputs of a weight in fragment order: whole tiles of 16.
 pub(super) fn padded_n(n: usize) -> usize {
-    n.next_multiple_of(16)
+    n.next_multiple_of(TILE)
 }
-
-/// Where in a 32-bit word the code of row `g + 8 * r` and column `i` (of four) lies: nibble `[r][i]`.
-type Nibbles = [[u32; 4]; 2];
-/// Columns 0 1 of a row are the low and high half of a word once it is masked by 0x000f000f; then columns 2 3.
-const NIBBLES_16BIT: Nibbles = [[0, 4, 2, 6], [1, 5, 3, 7]];
-/// Columns 0 1 2 3 of a row are the bytes of a word once it is masked by 0x0f0f0f0f.
-const NIBBLES_8BIT: Nibbles = [[0, 2, 4, 6], [1, 3, 5, 7]];
-/// Columns 0 1 2 3 of a row are the four nibbles of a half word, the selector of a byte permutation.
-const NIBBLES_CODEBOOK: Nibbles = [[0, 1, 2, 3], [4, 5, 6, 7]];
-
-/// 4-bit codes `[n, k]` in tiles of 16 x 64 (512 bytes), the tiles of 16 rows one after the other.
-fn fragments4(n: usize, k: usize, codes: &[u8], nibbles: Nibbles) -> Vec<u8> {
-    let slices = k.div_ceil(64);
-    let mut bytes = vec![0; padded_n(n) / 16 * slices * 512];
-    bytes.par_chunks_mut(slices * 512).enumerate().for_each(|(tile, bytes)| {
-        for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
-            let (slice, lane, j) = (at / 128, at / 4 % 32, at % 4);
-            let first = slice * 64 + j / 2 * 32 + lane % 4 * 8 + j % 2 * 4;
-            let mut value = 0u32;
-            for (half, nibbles) in nibbles.iter().enumerate() {
-                let row = tile * 16 + half * 8 + lane / 4;
-                if row >= n || first >= k {
-                    continue;
-                }
-                let columns = &codes[row * k + first..row * k + k.min(first + 4)];
-                for (&code, nibble) in columns.iter().zip(nibbles) {
-                    value |= u32::from(code) << (4 * nibble);
-                }
-            }
-            word.copy_from_slice(&value.to_le_bytes());
-        }
-    });
-    bytes
-}
-
-/// 8-bit codes `[n, k]` in tiles of 16 x 32 (512 bytes), k padded to 64.
-fn fragments8(n: usize, k: usize, codes: &[u8]) -> Vec<u8> {
-    let slices = k.div_ceil(64) * 2;
-    let mut bytes = vec![0; padded_n(n) / 16 * slices * 512];
-    bytes.par_chunks_mut(slices * 512).enumerate().for_each(|(tile, bytes)| {
-        for (at, to) in bytes.chunks_exact_mut(8).enumerate() {
-            let (slice, lane, half) = (at / 64, at / 2 % 32, at % 2);
-            let (row, first) = (tile * 16 + half * 8 + lane / 4, slice * 32 + lane % 4 * 8);
-            if row < n && first < k {
-                let columns = &codes[row * k + first..row * k + k.min(first + 8)];
-                to[..columns.len()].copy_from_slice(columns);
-            }
-        }
-    });
-    bytes
-}
-
-#[cfg(test)]
-#[path = "pack_tests.rs"]
-mod tests;

@@ -35,17 +35,16 @@ impl BlockShape {
     pub(super) fn of(q: &QuantWeight, dtype: DType) -> Option<Self> {
         let per_channel = q.groups() == 1;
         let whole_groups = per_channel || q.group_size.is_multiple_of(32);
-        if q.codebook.is_some() || !whole_groups || !q.k.is_multiple_of(8) || q.zeros.iter().any(|z| z.fract() != 0.0) {
+        if q.codebook.is_some()
+            || !whole_groups
+            || !q.k.is_multiple_of(8)
+            || q.zeros.par_iter().any(|z| z.fract() != 0.0)
+        {
             return None;
         }
         let largest = (1u32 << q.bits) as f32;
-        let holds = |&scale: &f32| {
-            let (high, low) = split(scale, dtype);
-            let sum = widen(high, dtype) + widen(low, dtype);
-            let fits = dtype == DType::BF16 || (scale * largest).abs() <= 65504.0;
-            fits && (sum - scale).abs() <= scale.abs() / 131_072.0
-        };
-        if !q.scales.par_iter().all(holds) {
+        let scales = q.scales.par_iter().map(|&scale| Held::of(scale, largest, dtype)).max()?;
+        if scales == Held::Not {
             return None;
         }
         let groups = match q.group_size {
@@ -57,11 +56,8 @@ impl BlockShape {
         Some(BlockShape {
             bits: if q.bits <= 4 { 4 } else { 8 },
             groups,
-            low_scales: q.scales.par_iter().any(|&scale| {
-                let fuses = scale == 0.0 || FUSED_SCALES.contains(&scale.abs());
-                !fuses || widen(split(scale, dtype).1, dtype) != 0.0
-            }),
-            zeros: q.zeros.iter().any(|&z| z != q.zeros[0]),
+            low_scales: scales == Held::InTwo,
+            zeros: q.zeros.par_iter().any(|&z| z != q.zeros[0]),
         })
     }
 
@@ -136,11 +132,37 @@ impl BlockShape {
     }
 }
 
+/// How blocks hold a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Held {
+    /// As one 16-bit float, of a usual size.
+    InOne,
+    /// As the sum of two.
+    InTwo,
+    Not,
+}
+
+impl Held {
+    /// Of a scale whose steps from a zero point are up to `largest`.
+    fn of(scale: f32, largest: f32, dtype: DType) -> Held {
+        let (high, low) = split(scale, dtype);
+        let low = widen(low, dtype);
+        let fits = dtype == DType::BF16 || (scale * largest).abs() <= 65504.0;
+        let near = (widen(high, dtype) + low - scale).abs() <= scale.abs() / 131_072.0;
+        match fits && near {
+            false => Held::Not,
+            true if low == 0.0 && (scale == 0.0 || FUSED_SCALES.contains(&scale.abs())) => Held::InOne,
+            true => Held::InTwo,
+        }
+    }
+}
+
 /// The nearest float of `dtype` and that nearest to the rest, as bits.
 fn split(value: f32, dtype: DType) -> (u16, u16) {
     let nearest = |x: f32| if dtype == DType::BF16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() };
     let high = nearest(value);
-    (high, nearest(value - widen(high, dtype)))
+    let rest = value - widen(high, dtype);
+    (high, if rest == 0.0 { 0 } else { nearest(rest) })
 }
 
 fn widen(bits: u16, dtype: DType) -> f32 {
@@ -246,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_a_block_does_not_hold_is_refused() {
-        let odd_k = QuantWeight { k: 12, group_size: 12, codes: vec![0; 64 * 12], ..worked() };
+        let odd_k = QuantWeight { k: 12, group_size: 12, codes: vec![0; 64 * 12].into(), ..worked() };
         assert_eq!(BlockShape::of(&odd_k, DType::F16), None);
         let fractional = QuantWeight { zeros: vec![7.5; 64], ..worked() };
         assert_eq!(BlockShape::of(&fractional, DType::BF16), None);

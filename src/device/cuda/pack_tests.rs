@@ -1,6 +1,8 @@
 //! Layouts of packed weights, unpacked by the formulas of docs/formats.md.
 
+use super::super::pack::{general_layout, interleaved};
 use super::*;
+use crate::quant::ActQuant;
 
 /// Code of row `r`, column `c` in fragment order, by the formulas of docs/formats.md.
 fn unpack(bytes: &[u8], bits: usize, int8: bool, k: usize, r: usize, c: usize) -> u8 {
@@ -38,6 +40,11 @@ fn symmetric(n: usize, k: usize, bits: u8, group_size: usize) -> QuantWeight {
     weight(n, k, bits, group_size, |_| f32::from(1u16 << (bits - 1)))
 }
 
+fn host_packed(q: &QuantWeight, activation: ActQuant, sm90: bool) -> HostPacked {
+    let layout = general_layout(q, activation, sm90);
+    HostPacked::new(layout, q, &Beside::of(layout, q, activation), DType::F16)
+}
+
 fn u8s(data: &HostData) -> &[u8] {
     match data {
         HostData::U8(bytes) => bytes,
@@ -53,7 +60,7 @@ fn fragments_hold_every_code_where_the_documentation_says() {
         for bits in 2..=8u8 {
             for activation in [ActQuant::None, DYNAMIC] {
                 let q = symmetric(n, k, bits, 32.min(k));
-                let host = HostPacked::quant(&q, activation, false);
+                let host = host_packed(&q, activation, false);
                 let container = if bits <= 4 { 4 } else { 8 };
                 let int8 = activation != ActQuant::None;
                 let expected = if int8 && !(bits > 4 && q.groups() == 1) {
@@ -86,18 +93,18 @@ fn fragments_hold_every_code_where_the_documentation_says() {
 fn worked_tile() {
     let mut q = symmetric(16, 16, 4, 16);
     q.codes = (0..256).map(|i| ((i / 16 + i % 16) % 16) as u8).collect();
-    let floats = HostPacked::quant(&q, ActQuant::None, false);
+    let floats = host_packed(&q, ActQuant::None, false);
     // Lane 0 holds rows 0 and 8, columns 0 to 7; lane 5 rows 1 and 9, columns 8 to 15.
     assert_eq!(u8s(&floats.weights)[..8], [0x80, 0xa2, 0x91, 0xb3, 0xc4, 0xe6, 0xd5, 0xf7]);
     assert_eq!(u8s(&floats.weights)[80..88], [0x19, 0x3b, 0x2a, 0x4c, 0x5d, 0x7f, 0x6e, 0x80]);
-    let int8 = HostPacked::quant(&q, DYNAMIC, false);
+    let int8 = host_packed(&q, DYNAMIC, false);
     assert_eq!(u8s(&int8.weights)[..8], [0x80, 0x91, 0xa2, 0xb3, 0xc4, 0xd5, 0xe6, 0xf7]);
 }
 
 #[test]
 fn rows_are_codes_minus_zero_points() {
     let q = symmetric(3, 48, 8, 48);
-    let host = HostPacked::quant(&q, ActQuant::StaticPerTensor { scale: 1.0, zero_point: 3 }, false);
+    let host = host_packed(&q, ActQuant::StaticPerTensor { scale: 1.0, zero_point: 3 }, false);
     assert_eq!(host.layout, Layout::Rows8);
     let expected: Vec<i8> = q.codes.iter().map(|&code| (i32::from(code) - 128) as i8).collect();
     assert_eq!(host.weights, HostData::I8(expected.clone()));
@@ -108,7 +115,7 @@ fn rows_are_codes_minus_zero_points() {
 #[test]
 fn scales_and_zeros_lie_by_group() {
     let q = weight(17, 64, 4, 32, |i| (i % 17) as f32);
-    let host = HostPacked::quant(&q, ActQuant::None, false);
+    let host = host_packed(&q, ActQuant::None, false);
     let scales = host.scales.expect("scales");
     assert_eq!(scales.len(), 2 * 32);
     assert_eq!((scales[0], scales[1], scales[16], scales[17]), (0.5, 2.5, 32.5, 0.0));
@@ -121,7 +128,7 @@ fn scales_and_zeros_lie_by_group() {
 #[test]
 fn what_the_fast_kernels_cannot_hold_stays_canonical() {
     let canonical = |q: &QuantWeight, activation| {
-        layout(q, activation, false) == Layout::Canonical { int8: activation != ActQuant::None }
+        general_layout(q, activation, false) == Layout::Canonical { int8: activation != ActQuant::None }
     };
     // Rows that do not start on 16 bytes, groups that are no multiple of 32, fractional zero points.
     assert!(canonical(&symmetric(4, 36, 4, 36), ActQuant::None));
@@ -142,7 +149,7 @@ fn blocks_hold_every_code_where_the_documentation_says() {
         if zero == 256 {
             q.codes.iter_mut().for_each(|code| *code |= 128); // what is left of it is an int8
         }
-        let host = HostPacked::quant(&q, DYNAMIC, true);
+        let host = host_packed(&q, DYNAMIC, true);
         assert_eq!(host.layout, Layout::Blocks8);
         let HostData::I8(bytes) = &host.weights else { panic!("{} weights", host.weights.dtype()) };
         let slices = k.div_ceil(128);

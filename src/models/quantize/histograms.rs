@@ -70,7 +70,7 @@ mod tests {
             k: 2,
             bits,
             group_size: 2,
-            codes: vec![0; 2 * scales.len()],
+            codes: vec![0; 2 * scales.len()].into(),
             scales: scales.to_vec(),
             zeros: zeros.to_vec(),
             order: None,

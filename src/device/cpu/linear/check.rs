@@ -1,5 +1,7 @@
 //! Checks of canonical weights on their way into the CPU's kernel layouts.
 
+use rayon::prelude::*;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
@@ -39,14 +41,14 @@ fn check_quant(q: &QuantWeight, activation: ActQuant) -> Result<()> {
     expect_len("codes", q.codes.len(), q.n.saturating_mul(q.k))?;
     expect_len("scales", q.scales.len(), q.n.saturating_mul(q.groups()))?;
     expect_len("zeros", q.zeros.len(), q.scales.len())?;
-    if let Some(code) = q.codes.iter().find(|&&c| u16::from(c) >= 1 << q.bits) {
-        return Err(mismatch(format!("codes below {}", 1u16 << q.bits), code));
+    if !q.codes.fit(q.bits) {
+        return Err(mismatch(format!("codes below {}", 1u16 << q.bits), q.codes.iter().max().unwrap_or(&0)));
     }
-    if let Some(scale) = q.scales.iter().find(|s| !s.is_finite()) {
+    if let Some(scale) = q.scales.par_iter().find_first(|s| !s.is_finite()) {
         return Err(mismatch("finite scales", scale));
     }
     let largest_zero = f32::from(1u16 << q.bits);
-    if let Some(zero) = q.zeros.iter().find(|z| !(0.0..=largest_zero).contains(*z)) {
+    if let Some(zero) = q.zeros.par_iter().find_first(|z| !(0.0..=largest_zero).contains(*z)) {
         return Err(mismatch(format!("zero points from 0 to {largest_zero}"), zero));
     }
     if let Some(codebook) = &q.codebook {

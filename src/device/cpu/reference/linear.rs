@@ -28,11 +28,12 @@ pub fn linear_dense(x: &[f32], w: &HostData, k: usize, bias: Option<&[f32]>, rou
 /// value.
 pub fn linear_quant(x: &[f32], w: &QuantWeight, bias: Option<&[f32]>, rounding: Rounding) -> Vec<f64> {
     let (groups, levels) = (w.groups(), w.levels());
+    let codes: &[u8] = &w.codes; // before cores share the work
     let row = |r: usize| -> Vec<f64> {
         (0..w.k)
             .map(|c| {
                 let g = r * groups + c / w.group_size;
-                let steps = f64::from(levels[usize::from(w.codes[r * w.k + c])]) - f64::from(w.zeros[g]);
+                let steps = f64::from(levels[usize::from(codes[r * w.k + c])]) - f64::from(w.zeros[g]);
                 rounding.round(f64::from(w.scales[g]) * steps)
             })
             .collect()
@@ -75,10 +76,11 @@ where
 pub fn linear_int8(codes: &[i8], scales: &[f32], zeros: &[i32], w: &QuantWeight, bias: Option<&[f32]>) -> Vec<f32> {
     let groups = w.groups();
     let mut y = vec![0.0; scales.len() * w.n];
+    let w_codes: &[u8] = &w.codes; // before cores share the work
     y.par_chunks_mut(w.n).zip(codes.par_chunks(w.k)).zip(scales).zip(zeros).for_each(
         |(((y, x), &scale), &zero_point)| {
             for (r, y) in y.iter_mut().enumerate() {
-                let row = &w.codes[r * w.k..(r + 1) * w.k];
+                let row = &w_codes[r * w.k..(r + 1) * w.k];
                 let group = |g: usize| -> f32 {
                     let zero = w.zeros[r * groups + g] as i64;
                     let columns = g * w.group_size..((g + 1) * w.group_size).min(w.k);
@@ -105,10 +107,11 @@ pub fn linear_of_codes(x: &Codes, w: &QuantWeight, bias: Option<&[f32]>) -> Vec<
         return linear_int8(&x.codes, &x.scales, &x.zeros, w, bias);
     }
     let mut y = linear_int8(&x.codes, &x.scales, &x.zeros, w, None);
+    let w_codes: &[u8] = &w.codes; // before cores share the work
     y.par_chunks_mut(w.n).zip(x.outliers.par_chunks(w.k)).for_each(|(y, outliers)| {
         for (r, y) in y.iter_mut().enumerate() {
             for (c, &x) in outliers.iter().enumerate().filter(|(_, x)| **x != 0.0) {
-                let weight = (f32::from(w.codes[r * w.k + c]) - w.zeros[r]) * w.scales[r];
+                let weight = (f32::from(w_codes[r * w.k + c]) - w.zeros[r]) * w.scales[r];
                 *y = x.mul_add(weight, *y);
             }
             *y = bias.map_or(*y, |b| *y + b[r]);
