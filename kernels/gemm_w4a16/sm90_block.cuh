@@ -195,11 +195,13 @@ struct W4A16Ring {
 // Writes 16 rows of w by 8 tokens of a warp's sums, laid out as products leave them, by way of TURN_BYTES of shared
 // memory of its own that bring neighbouring outputs together. SwiGLU finds gate and up of an output in one thread.
 constexpr uint32_t TURN_STRIDE = 20, TURN_BYTES = 8 * TURN_STRIDE * 4;  // no bank conflicts
+// GATED where the writer is.
+template <bool GATED>
 __device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,
                                            const float (&sums)[4]) {
   const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
-  if (writer.is_gated()) {
+  if constexpr (GATED) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) turn[(2 * t + i) * TURN_STRIDE + g] = writer.gated(row + g, sums[i], sums[2 + i]);
     __syncwarp();
@@ -215,4 +217,9 @@ __device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* tu
     const float2 pair = *reinterpret_cast<const float2*>(turn + at * TURN_STRIDE + column);
     writer.store2(token + at, row + column, pair.x, pair.y);
   }
+}
+__device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,
+                                           const float (&sums)[4]) {
+  if (writer.is_gated()) return write_16x8<true>(writer, turn, token, row, sums);
+  write_16x8<false>(writer, turn, token, row, sums);
 }

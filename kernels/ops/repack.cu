@@ -12,6 +12,7 @@
 
 #include "abi_repack.h"
 #include "common/dtype.cuh"
+#include "common/overlap.cuh"
 
 // Code of a row and a column of the parts, which are there.
 __device__ __forceinline__ uint32_t stored_code(const RepackArgs& args, uint32_t row, uint32_t column) {
@@ -78,6 +79,7 @@ __device__ __forceinline__ uint4* out16(const RepackArgs& args, uint32_t unit) {
 
 // Fragment order, 4 bits: tiles of 16 x 64, a unit the four words of a lane.
 extern "C" __global__ void repack_fragments4(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
   const uint32_t slices = (args.k + 63) / 64, lane = unit % 32, slice = unit / 32 % slices, tile = unit / 32 / slices;
@@ -97,6 +99,7 @@ extern "C" __global__ void repack_fragments4(const __grid_constant__ RepackArgs 
 
 // Fragment order, 8 bits: tiles of 16 x 32, k padded to 64, a unit the sixteen bytes of a lane.
 extern "C" __global__ void repack_fragments8(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
   const uint32_t slices = (args.k + 63) / 64 * 2, lane = unit % 32, slice = unit / 32 % slices, tile = unit / 32 / slices;
@@ -107,6 +110,7 @@ extern "C" __global__ void repack_fragments8(const __grid_constant__ RepackArgs 
 
 // [n, k] bytes, a unit sixteen of them wherever rows begin.
 extern "C" __global__ void repack_rows(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
   const size_t first = static_cast<size_t>(unit) * 16, size = static_cast<size_t>(args.n) * args.k;
@@ -119,6 +123,7 @@ extern "C" __global__ void repack_rows(const __grid_constant__ RepackArgs args) 
 
 // Blocks of int8: 64 x 128 bytes under the 128-byte swizzle, a unit sixteen columns of a row.
 extern "C" __global__ void repack_blocks8(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
   const uint32_t slices = (args.k + 127) / 128, block = unit / 512, r = unit / 8 % 64;
@@ -181,11 +186,18 @@ __device__ void blocks16(const RepackArgs& args) {
   *out16(args, unit) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-extern "C" __global__ void repack_blocks16_f16(const __grid_constant__ RepackArgs args) { blocks16<f16>(args); }
-extern "C" __global__ void repack_blocks16_bf16(const __grid_constant__ RepackArgs args) { blocks16<bf16>(args); }
+extern "C" __global__ void repack_blocks16_f16(const __grid_constant__ RepackArgs args) {
+  overlap();
+  blocks16<f16>(args);
+}
+extern "C" __global__ void repack_blocks16_bf16(const __grid_constant__ RepackArgs args) {
+  overlap();
+  blocks16<bf16>(args);
+}
 
 // Nibbles in blocks: code minus zero point in four bits, then sixteenths of the scales.
 extern "C" __global__ void repack_blocks4(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
   const uint32_t block_units = 256 + args.block_groups * 16;
@@ -220,6 +232,7 @@ __device__ __forceinline__ size_t place(const RepackArgs& args, uint32_t row, ui
 
 // [n, groups] to [groups, n_pad]: scales as they are; zero points as 16-bit integers. A unit is a value of the output.
 extern "C" __global__ void repack_scales(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index(), row = unit % args.n_pad, group = unit / args.n_pad;
   if (unit >= args.units) return;
   const size_t from = static_cast<size_t>(row) * args.groups + group;
@@ -227,6 +240,7 @@ extern "C" __global__ void repack_scales(const __grid_constant__ RepackArgs args
 }
 
 extern "C" __global__ void repack_zeros(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index(), row = unit % args.n_pad, group = unit / args.n_pad;
   if (unit >= args.units) return;
   static_cast<uint16_t*>(args.out)[unit] = row < args.n ? zero_point(args, row, group) : 0;
@@ -234,6 +248,7 @@ extern "C" __global__ void repack_zeros(const __grid_constant__ RepackArgs args)
 
 // Sums of code minus zero point over each group. Warps: one a sum, those of the padding write 0.
 extern "C" __global__ void repack_sums(const __grid_constant__ RepackArgs args) {
+  overlap();
   const uint32_t unit = unit_index() / 32, lane = threadIdx.x % 32;
   if (unit >= args.units) return;
   const uint32_t rows = args.n_pad == 0 ? args.n : args.n_pad, row = unit % rows, group = unit / rows;

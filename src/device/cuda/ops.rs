@@ -391,6 +391,7 @@ mod tests {
             include_str!("../../../kernels/ops/embed.cu"),
             include_str!("../../../kernels/ops/logits_stats.cu"),
             include_str!("../../../kernels/ops/quantize.cu"),
+            include_str!("../../../kernels/ops/repack.cu"),
             include_str!("../../../kernels/ops/rms_norm.cu"),
             include_str!("../../../kernels/ops/rope.cu"),
             include_str!("../../../kernels/ops/silu_mul.cu"),
