@@ -10,23 +10,12 @@
 // Limits:   k a multiple of 16, code minus zero point within -8 to 7, groups of all of k, 32, 64 or a multiple of 128,
 //           |x - x_zero| * 128 * group under 2^31 (the host refuses others).
 
-#include "gemm_w4a8/sm90_few.cuh"
-#include "gemm_w4a8/sm90_tile.cuh"
+#include "gemm_w4a8/sm90_kernels.cuh"
 
-#define GEMM_W4A8_SM90_OF(NAME, X, TOKENS, GROUPS, RESIDENT)                                         \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Tile<X, TOKENS, GROUPS>::THREADS), RESIDENT) \
-      NAME##_##TOKENS##x##GROUPS(const __grid_constant__ GemmW4A8Sm90Args args) {                    \
-    GemmW4A8Tile<X, TOKENS, GROUPS>::run(args);                                                      \
-  }
-#define GEMM_W4A8_SM90(...) GEMM_W4A8_SM90_OF(gemm_w4a8_sm90, int8_t, __VA_ARGS__)
+#define GEMM_W4A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w4a8_sm90, 4, __VA_ARGS__)
+#define GEMM_W4A8_SM90(...) GEMM_SM90_TILE(gemm_w4a8_sm90, 4, int8_t, __VA_ARGS__)
 // uint8 x, in fewer configurations.
-#define GEMM_W4A8_SM90_U8(...) GEMM_W4A8_SM90_OF(gemm_w4a8_u8_sm90, uint8_t, __VA_ARGS__)
-// Few rows of either.
-#define GEMM_W4A8_SM90_FEW(TOKENS, SIXTEENS, PARTS, RESIDENT)                                               \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Few<TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
-      gemm_w4a8_sm90_few_##TOKENS##x##SIXTEENS##x##PARTS(const __grid_constant__ GemmW4A8Sm90Args args) {   \
-    GemmW4A8Few<TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
-  }
+#define GEMM_W4A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w4a8_u8_sm90, 4, uint8_t, __VA_ARGS__)
 
 // The configurations; src/device/cuda/choose_w4a8.rs has the same tables (a test compares them) and the choice.
 GEMM_W4A8_SM90_FEW(8, 1, 8, 2)

@@ -1,4 +1,4 @@
-// W4A8 for few rows on sm_90: tiles of 16 SIXTEENS rows of w by TOKENS rows of x, k split over a block's warps.
+// W4A8 and W2A8 for few rows on sm_90: tiles of 16 SIXTEENS rows of w by TOKENS rows of x, k split over a block's warps.
 //
 // Blocks:   as many as run at once, each walking over tiles of w; in y they are tiles of x.
 // Threads:  SIXTEENS * PARTS warps. Each has sixteen rows of the tile and its part of every round of columns.
@@ -16,7 +16,8 @@
 #include "gemm_w4a8/epilogue_sm90.cuh"
 #include "gemm_w4a8/sm90_block.cuh"
 
-template <int TOKENS, int SIXTEENS, int PARTS>
+// BITS: 4; or 2, with one group.
+template <int BITS, int TOKENS, int SIXTEENS, int PARTS>
 struct GemmW4A8Few {
   static constexpr uint32_t THREADS = 32 * SIXTEENS * PARTS, ROWS = 16 * SIXTEENS;
   static constexpr uint32_t EACH = 4;               // sums of a warp in a round: of groups, or of blocks where those are larger
@@ -36,7 +37,8 @@ struct GemmW4A8Few {
     uint8_t* const shared;
     const uint32_t rounds, tiles, lane, sixteen, part, token, tokens;
     const uint32_t row, pair;  // of the tile, and of its tokens: this thread's two outputs
-    uint4 codes[BLOCKS][2];
+    static constexpr int HALVES = BITS / 2;  // of a block: sixteen bytes a thread each
+    uint4 codes[BLOCKS][HALVES];
     const uint8_t* next;  // what `load_codes` takes, and how many blocks of it there are
     uint32_t next_blocks;
 
@@ -79,7 +81,7 @@ struct GemmW4A8Few {
     }
     __device__ __forceinline__ void load_codes(uint32_t i) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < HALVES; ++half) {
         codes[i][half] = make_uint4(0, 0, 0, 0);
         if (i < next_blocks) codes[i][half] = load_stream(next + i * args.block_bytes + half * 2048);
       }
@@ -88,7 +90,7 @@ struct GemmW4A8Few {
       const uint32_t chunk = threadIdx.x % 4, at = threadIdx.x / 4 % SIXTEENS, unit = threadIdx.x / 4 / SIXTEENS;
       const uint32_t row16 = tile * SIXTEENS + at, k_block = round * ROUND + unit / GROUPS;
       if (unit >= UNITS || row16 >= 4 * args.row_blocks || k_block >= args.k_blocks || args.w_scales != nullptr) return;
-      const uint8_t* from = block(row16, k_block) + 4096 + unit % GROUPS * 256 + row16 % 4 * 64 + chunk * 16;
+      const uint8_t* from = block(row16, k_block) + 1024 * BITS + unit % GROUPS * 256 + row16 % 4 * 64 + chunk * 16;
       copy_async16(shared_address(scales(buffer)) + (unit * SIXTEENS + at) * 64 + chunk * 16, from, true);
     }
     __device__ __forceinline__ void load_x(uint32_t buffer, uint32_t round) const {
@@ -119,9 +121,8 @@ struct GemmW4A8Few {
       for (uint32_t i = 0; i < BLOCKS; ++i) {
         uint32_t a[4][4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          unpack(codes[i][half].x, codes[i][half].y, a[2 * half]);
-          unpack(codes[i][half].z, codes[i][half].w, a[2 * half + 1]);
+        for (int half = 0; half < HALVES; ++half) {
+          unpack(codes[i][half], *reinterpret_cast<uint32_t(*)[4 / HALVES][4]>(&a[2 * half]));
         }
         load_codes(i);
         int2 w_sums[GROUPS];
@@ -229,10 +230,10 @@ struct GemmW4A8Few {
         for (int i = 0; i < 2; ++i) {
           const int32_t a = i == 0 ? sum.x : sum.y;
           if (exact) {
-            v[i] = __int_as_float(a >> 4);
+            v[i] = __int_as_float(a >> SUM_SHIFT<BITS>);
             continue;
           }
-          if (one_group) v[i] = __fmul_rn(__int2float_rn(a), 0.0625f);
+          if (one_group) v[i] = __fmul_rn(__int2float_rn(a), SUM_UNIT<BITS>);
           v[i] = __fmul_rn(v[i], x_scales[i]);
           if (one_group) v[i] = __fmul_rn(v[i], mine && col < args.y.n ? args.w_scales[col] : 0.0f);
           if (plain && mine && 2 * pair + i < tokens) writer.store1(token + 2 * pair + i, col, v[i]);
@@ -253,10 +254,14 @@ struct GemmW4A8Few {
   static __device__ __forceinline__ void run(const GemmW4A8Sm90Args& args) {
     extern __shared__ __align__(1024) uint8_t shared[];
     launch_dependents();
-    switch (args.parts) {
-      case 1: return Walk<1>(args, shared).run();
-      case 2: return Walk<2>(args, shared).run();
-      default: return Walk<4>(args, shared).run();
+    if constexpr (BITS == 2) {
+      Walk<1>(args, shared).run();
+    } else {
+      switch (args.parts) {
+        case 1: return Walk<1>(args, shared).run();
+        case 2: return Walk<2>(args, shared).run();
+        default: return Walk<4>(args, shared).run();
+      }
     }
   }
 };

@@ -91,8 +91,8 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of one linear layer of `scheme` in device memory: codes at their container width (4 bits up to 4, else 8),
-/// an f32 scale and zero point a group at most, bias left out.
+/// Bytes of one linear layer of `scheme` in device memory at most: codes at their container width (4 bits up to 4, else 8;
+/// ternary weights take half of it on sm_90), an f32 scale and zero point a group, bias left out.
 pub fn resident_bytes(scheme: &Scheme, n: usize, k: usize, dtype: DType) -> u64 {
     let (n, k) = (n as u64, k as u64);
     if scheme.is_dense() {

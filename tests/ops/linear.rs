@@ -24,6 +24,7 @@ on_every_device!(
     int8,
     int8_rows,
     int8_grouped,
+    int8_narrow,
     int8_rows_do_not_depend_on_the_batch,
     llm_int8,
     llm_int8_is_that_of_bitsandbytes,
@@ -265,6 +266,19 @@ fn int8_grouped(device: &Device) {
                         WeightCase { n, k, bits, group_size, symmetric, act_order, bias: false, activation },
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Codes of 2 bits (ternary weights) and of 4, of one scale a channel and of groups, of long and of odd k, for few rows and more.
+fn int8_narrow(device: &Device) {
+    for (n, k) in [(17, 48), (33, 16), (130, 1136), (33, 7392), (16, 14_336)] {
+        for (bits, group_size) in [(2, usize::MAX), (4, usize::MAX), (4, 128)] {
+            for (m, activation) in
+                [(1, DYNAMIC), (8, STATIC_ASYMMETRIC), (9, DYNAMIC), (17, DYNAMIC), (65, STATIC_ASYMMETRIC)]
+            {
+                int8_case(device, m, WeightCase { n, k, bits, group_size, activation, bias: n % 2 == 1, ..W4 });
             }
         }
     }

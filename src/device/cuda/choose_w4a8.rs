@@ -1,12 +1,10 @@
-//! Configurations of gemm_w4a8/sm90 and which of them runs a shape (docs/kernels-linear.md has what was measured).
+//! Configurations of gemm_w4a8/sm90 and gemm_w2a8/sm90, and which of them runs a shape (docs/kernels-linear.md has what was measured).
 
 use super::Grid;
 use super::candidates::Config;
 use super::choose::{Launch, Problem};
 use super::pack_blocks::{COLUMNS, ROWS};
 use super::pack_w4a8::NibbleShape;
-
-const MODULE: &str = "gemm_w4a8/sm90";
 
 /// Tile of 16 * `sixteens` rows of w by `tokens` of x, k split over `parts` warps for each sixteen rows; blocks walk over those.
 struct Few {
@@ -65,6 +63,10 @@ pub(super) struct Ring {
     pub(super) stage_bytes: usize,
 }
 
+fn module(shape: NibbleShape) -> &'static str {
+    if shape.bits == 2 { "gemm_w2a8/sm90" } else { "gemm_w4a8/sm90" }
+}
+
 /// The launch of W4A8 for `m` rows, `m` at least 1.
 pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize) -> Launch {
     if let Some(few) = few(p, shape, m) {
@@ -86,6 +88,8 @@ fn few(p: &Problem, shape: NibbleShape, m: usize) -> Option<&'static Few> {
     // Sixteen rows of w for each of two blocks a multiprocessor, and three of 64 rows.
     let (is_low, is_high) = (p.n <= 32 * p.sm_count as usize, p.n >= 192 * p.sm_count as usize);
     match m {
+        // Two bits: few warps are bound by what they do for a block, not by its bytes.
+        _ if shape.bits == 2 && is_high && !p.x_u8 => None,
         ..=8 if FEW[0].ring(p, shape, m).stages == 1 => Some(&FEW[0]),
         ..=8 => Some(&FEW[1]),
         ..=16 if is_low => Some(&FEW[2]),
@@ -114,7 +118,7 @@ pub(super) fn with_config(p: &Problem, shape: NibbleShape, config: Config, m: us
 /// The ring of `launch`, which is one of this family, for a weight of `k` columns.
 pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
     let shared_bytes = launch.grid.shared_bytes as usize;
-    if let Some(few) = FEW.iter().find(|few| few.function() == launch.function) {
+    if let Some(few) = FEW.iter().find(|few| few.function(shape) == launch.function) {
         let in_turn = few.in_turn(shape);
         return if few.shared_bytes(in_turn, few.tokens) == shared_bytes { in_turn } else { few.whole(shape, k) };
     }
@@ -126,8 +130,8 @@ pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
 }
 
 impl Few {
-    fn function(&self) -> String {
-        format!("gemm_w4a8_sm90_few_{}x{}x{}", self.tokens, self.sixteens, self.parts)
+    fn function(&self, shape: NibbleShape) -> String {
+        format!("gemm_w{}a8_sm90_few_{}x{}x{}", shape.bits, self.tokens, self.sixteens, self.parts)
     }
 
     fn rows(&self) -> usize {
@@ -176,9 +180,9 @@ impl Few {
             overlaps: true,
         };
         Launch {
-            module: MODULE,
-            function: self.function(),
-            config: format!("w4 {}x{} split {}", self.rows(), self.tokens, self.parts),
+            module: module(shape),
+            function: self.function(shape),
+            config: format!("w{} {}x{} split {}", shape.bits, self.rows(), self.tokens, self.parts),
             grid,
             box_rows: self.tokens as u32,
             cut_tiles: 0,
@@ -223,11 +227,11 @@ impl Tile {
             cluster: 1,
             overlaps: true,
         };
-        let name = if p.x_u8 { "gemm_w4a8_u8_sm90" } else { "gemm_w4a8_sm90" };
+        let (bits, x) = (shape.bits, if p.x_u8 { "_u8" } else { "" });
         Launch {
-            module: MODULE,
-            function: format!("{name}_{tokens}x{groups}"),
-            config: format!("w4 {}x{tokens}", groups * ROWS),
+            module: module(shape),
+            function: format!("gemm_w{bits}a8{x}_sm90_{tokens}x{groups}"),
+            config: format!("w{bits} {}x{tokens}", groups * ROWS),
             grid,
             box_rows: tokens as u32,
             cut_tiles: 0,
@@ -242,7 +246,7 @@ mod tests {
     use super::*;
     use crate::device::Epilogue;
 
-    const SHAPE: NibbleShape = NibbleShape { one_group: false, parts: 1, group_blocks: 1 };
+    const SHAPE: NibbleShape = NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 };
 
     fn problem(n: usize, k: usize, shape: NibbleShape) -> Problem {
         let layout = Layout::Blocks4(shape);
@@ -263,16 +267,20 @@ mod tests {
     #[test]
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w4a8/sm90.cu");
+        let of_two_bits = include_str!("../../../kernels/gemm_w2a8/sm90.cu");
         let table: Vec<Vec<u32>> =
             TILES.iter().map(|t| [t.tokens, t.groups, t.resident].map(|x| x as u32).to_vec()).collect();
         let few: Vec<Vec<u32>> =
             FEW.iter().map(|t| [t.tokens, t.sixteens, t.parts, t.resident].map(|x| x as u32).to_vec()).collect();
         assert_eq!(uses(source, "GEMM_W4A8_SM90_FEW"), few);
+        assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_FEW"), few);
         let few = include_str!("../../../kernels/gemm_w4a8/sm90_few.cuh");
         assert!(few.contains(&format!("EACH = {EACH};")) && few.contains("SUM_BYTES = UNITS * ROWS * TOKENS * 4"));
         assert!(few.contains("SCALE_BYTES = UNITS * ROWS * 4;") && few.contains("SUM_BYTES + 2 * SCALE_BYTES;"));
         assert_eq!(uses(source, "GEMM_W4A8_SM90"), table);
+        assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90"), table);
         assert_eq!(uses(source, "GEMM_W4A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
+        assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
         let ring = include_str!("../../../kernels/common/block_ring.cuh");
         assert!(ring.contains(&format!("HEAD_BYTES = {HEAD_BYTES}, MAX_STAGES = HEAD_BYTES / 16;")));
         let tile = include_str!("../../../kernels/gemm_w4a8/epilogue_sm90.cuh");
@@ -285,9 +293,9 @@ mod tests {
     fn every_launch_is_one_that_the_gpu_takes() {
         for shape in [
             SHAPE,
-            NibbleShape { one_group: true, parts: 1, group_blocks: 32 },
-            NibbleShape { one_group: false, parts: 2, group_blocks: 1 },
-            NibbleShape { one_group: false, parts: 4, group_blocks: 1 },
+            NibbleShape { bits: 4, one_group: true, parts: 1, group_blocks: 32 },
+            NibbleShape { bits: 4, one_group: false, parts: 2, group_blocks: 1 },
+            NibbleShape { bits: 4, one_group: false, parts: 4, group_blocks: 1 },
         ] {
             for m in [1, 16, 17, 33, 64, 65, 128, 129, 257, 512, 4096, 65536] {
                 for (n, k) in

@@ -1,19 +1,19 @@
-//! 4-bit weights in blocks of 64 rows x 128 columns, each with the scales of its groups beside its codes: what
-//! gemm_w4a8/sm90 reads (docs/formats.md, "Kernel layouts").
+//! Weights of 4 or 2 bits in blocks of 64 rows x 128 columns, each with the scales of its groups beside its codes: what
+//! gemm_w4a8/sm90 and gemm_w2a8/sm90 read (docs/formats.md, "Kernel layouts").
 
 use rayon::prelude::*;
 
 use super::pack_blocks::{COLUMNS, ROWS};
 use crate::quant::QuantWeight;
 
-/// Bytes of a block's codes.
-const CODE_BYTES: usize = ROWS * COLUMNS / 2;
-/// Most columns of a group: 255 steps of x, times 16 * 8 of w, stay inside an int32.
+/// Most columns of a group: 255 steps of x, times 16 * 8 or 64 * 2 of w, stay inside an int32.
 const MOST_COLUMNS: usize = (i32::MAX / (255 * 128)) as usize;
 
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NibbleShape {
+    /// Of a code: 2 where there is one group and codes minus zero points are within -2 to 1, else 4.
+    pub(super) bits: usize,
     /// One scale an output, which does not lie in blocks.
     pub(super) one_group: bool,
     /// Groups of a block, of equally many columns: 1, 2 or 4.
@@ -39,20 +39,25 @@ impl NibbleShape {
         let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16) && columns <= MOST_COLUMNS;
         let exact = |&scale: &f32| one_group || sixteenth(scale) * 16.0 == scale;
         // Codes of a file that are all about the middle need not be looked at.
-        let all_fit = || {
+        let all_fit = |half: u8| {
             let _unpacked: &[u8] = &q.codes;
-            (0..q.n).into_par_iter().all(|r| row_fits(q, r))
+            (0..q.n).into_par_iter().all(|r| row_fits(q, r, half))
         };
-        let steps_fit = || (q.bits <= 4 && q.is_symmetric()) || all_fit();
-        if !fits || !q.scales.par_iter().all(exact) || !steps_fit() {
+        if !fits || !q.scales.par_iter().all(exact) || !(q.is_symmetric() || all_fit(8)) {
             return None;
         }
-        Some(NibbleShape { one_group, parts, group_blocks })
+        let is_narrow = one_group && q.bits == 2 && (q.is_symmetric() || all_fit(2));
+        Some(NibbleShape { bits: if is_narrow { 2 } else { 4 }, one_group, parts, group_blocks })
+    }
+
+    /// Bytes of a block's codes.
+    fn code_bytes(&self) -> usize {
+        ROWS * COLUMNS * self.bits / 8
     }
 
     /// Bytes of a block.
     pub(super) fn bytes(&self) -> usize {
-        CODE_BYTES + if self.one_group { 0 } else { self.parts * ROWS * 4 }
+        self.code_bytes() + if self.one_group { 0 } else { self.parts * ROWS * 4 }
     }
 
     /// `q`'s blocks: those of rows 0 to 63 in ascending columns, then those of the next rows. What lies beyond `q` is 0.
@@ -61,12 +66,32 @@ impl NibbleShape {
         let mut bytes = vec![0; q.n.div_ceil(ROWS) * row_bytes];
         bytes.par_chunks_mut(row_bytes).enumerate().for_each(|(row_block, bytes)| {
             for (k_block, bytes) in bytes.chunks_exact_mut(self.bytes()).enumerate() {
-                let (codes, scales) = bytes.split_at_mut(CODE_BYTES);
-                pack_codes(q, row_block * ROWS, k_block * COLUMNS, codes);
+                let (codes, scales) = bytes.split_at_mut(self.code_bytes());
+                self.pack_codes(q, row_block * ROWS, k_block * COLUMNS, codes);
                 self.pack_scales(q, row_block * ROWS, k_block * COLUMNS, scales);
             }
         });
         bytes
+    }
+
+    /// A thread's sixteen bytes follow each other, those of 128 threads make 2 KB: 64 columns of 4 bits or 128 of 2 bits.
+    fn pack_codes(&self, q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
+        let step = |row: usize, column: usize| {
+            if row >= q.n || column >= q.k {
+                return 0;
+            }
+            let zero = q.zeros[row * q.groups() + column / q.group_size];
+            (i32::from(q.codes[row * q.k + column]) - zero as i32) as u8 & ((1 << self.bits) - 1)
+        };
+        // Columns of a word, of which a code is of every sixteen.
+        let word_columns = 64 / self.bits;
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let (half, thread, word) = (at / 2048, at / 16 % 128, at / 4 % 4);
+            let row = first_row + thread / 32 * 16 + thread % 32 / 4;
+            let column = first_column + half * 64 + word * word_columns + thread % 4 * 4 + at % 4;
+            *byte = (0..8 / self.bits)
+                .fold(0, |byte, i| byte | step(row + i % 2 * 8, column + i / 2 * 16) << (i * self.bits));
+        }
     }
 
     /// For each group sixteenths of 64 scales, in pairs of outputs 8 apart.
@@ -87,29 +112,13 @@ fn sixteenth(scale: f32) -> f32 {
     scale * 0.0625
 }
 
-/// Row `r`'s codes minus their zero points are four bits of two's complement.
-fn row_fits(q: &QuantWeight, r: usize) -> bool {
+/// Row `r`'s codes minus their zero points are within `-half` to `half - 1`.
+fn row_fits(q: &QuantWeight, r: usize, half: u8) -> bool {
     let (groups, codes) = (q.groups(), &q.codes[r * q.k..(r + 1) * q.k]);
+    let steps = -f32::from(half)..f32::from(half);
     codes.chunks(q.group_size).zip(&q.zeros[r * groups..]).all(|(codes, &zero)| {
-        zero.fract() == 0.0 && codes.iter().all(|&code| (-8.0..8.0).contains(&(f32::from(code) - zero)))
+        zero.fract() == 0.0 && codes.iter().all(|&code| steps.contains(&(f32::from(code) - zero)))
     })
-}
-
-/// A thread's sixteen bytes follow each other, those of 128 threads make 2 KB: 64 columns.
-fn pack_codes(q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
-    let nibble = |row: usize, column: usize| {
-        if row >= q.n || column >= q.k {
-            return 0;
-        }
-        let zero = q.zeros[row * q.groups() + column / q.group_size];
-        (i32::from(q.codes[row * q.k + column]) - zero as i32) as u8 & 15
-    };
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        let (half, thread, word) = (at / 2048, at / 16 % 128, at / 4 % 4);
-        let row = first_row + thread / 32 * 16 + thread % 32 / 4;
-        let column = first_column + half * 64 + word * 16 + thread % 4 * 4 + at % 4;
-        *byte = nibble(row, column) | nibble(row + 8, column) << 4;
-    }
 }
 
 #[cfg(test)]
@@ -151,7 +160,7 @@ mod tests {
             ..q
         };
         let shape = NibbleShape::of(&q).expect("a block holds it");
-        assert_eq!(shape, NibbleShape { one_group: false, parts: 1, group_blocks: 1 });
+        assert_eq!(shape, NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 });
         let bytes = shape.pack(&q);
         assert_eq!(bytes.len(), 2 * (4096 + 256));
         // Thread 0: rows 0 and 8, columns 0 to 3. Thread 5: rows 1 and 9, columns 4 to 7.
@@ -171,22 +180,30 @@ mod tests {
             (130, 400, 128, 4),
             (64, 768, 256, 2),
             (33, 144, 144, 4),
+            (33, 144, 144, 2),
+            (70, 1040, 1040, 2),
         ] {
             let q = weight(n, k, bits, group_size);
             let shape = NibbleShape::of(&q).expect("a block holds it");
             let bytes = shape.pack(&q);
             let k_blocks = k.div_ceil(128);
+            assert_eq!(shape.bits, if bits == 2 && group_size == k { 2 } else { 4 });
             assert_eq!(bytes.len(), n.div_ceil(64) * k_blocks * shape.bytes());
             for row in 0..n.next_multiple_of(64) {
                 for column in 0..k.next_multiple_of(128) {
                     let block = &bytes[(row / 64 * k_blocks + column / 128) * shape.bytes()..];
                     let (r, c) = (row % 64, column % 128);
                     let thread = r / 16 * 32 + r % 8 * 4 + c % 16 / 4;
-                    let byte = block[c / 64 * 2048 + thread * 16 + c % 64 / 16 * 4 + c % 4];
-                    let nibble = byte >> (r % 16 / 8 * 4) & 15;
+                    let (place, code) = match shape.bits {
+                        2 => (c / 32, c % 32 / 16 * 2 + r % 16 / 8),
+                        _ => (c / 64 * 512 + c % 64 / 16, r % 16 / 8),
+                    };
+                    let byte = block[place * 4 + thread * 16 + c % 4];
+                    let mask = (1 << shape.bits) - 1;
+                    let packed = byte >> (code * shape.bits) & mask;
                     let inside = row < n && column < k;
                     let step = if inside { i32::from(q.codes[row * k + column]) - (1 << (bits - 1)) } else { 0 };
-                    assert_eq!(nibble, step as u8 & 15, "{n} x {k}, {bits} bits: row {row}, column {column}");
+                    assert_eq!(packed, step as u8 & mask, "{n} x {k}, {bits} bits: row {row}, column {column}");
                     if !shape.one_group && inside {
                         let at = c * shape.parts / 128 * 64 + r / 16 * 16 + r % 8 * 2 + r % 16 / 8;
                         let scale = f32::from_bits(word(block, 1024 + at)) * 16.0;

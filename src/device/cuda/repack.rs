@@ -10,6 +10,7 @@ use super::abi::{self, RepackArgs, RepackPart};
 use super::ops::u32_of;
 use super::pack::{Beside, Layout, Order, Packed, padded_n};
 use super::pack_host::{NIBBLES_8BIT, NIBBLES_16BIT, NIBBLES_CODEBOOK, Nibbles};
+use super::pack_w4a8::NibbleShape;
 use super::{Buffer, CudaDevice};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
@@ -21,7 +22,7 @@ use crate::quant::{QuantWeight, Storage};
 const MOST_PARTS: usize = abi::LOWBIT_REPACK_PARTS as usize;
 
 /// Moves `q` to the GPU in `layout` with what lies `beside`. `None` where the host has to pack it: stacked of more parts than
-/// [`MOST_PARTS`], or on a device that is to.
+/// [`MOST_PARTS`], in blocks of 2 bits, or on a device that is to.
 ///
 /// Beside the result it takes room for the codes as they lie in the file, and for scales and zero points as f32, until it
 /// is done (models/plan.rs counts it).
@@ -30,7 +31,8 @@ const MOST_PARTS: usize = abi::LOWBIT_REPACK_PARTS as usize;
 /// `OutOfMemory`; `Cuda`; `Unsupported` for a weight beyond 32-bit indices.
 pub(super) fn repack(device: &CudaDevice, layout: Layout, q: &QuantWeight, beside: &Beside) -> Result<Option<Packed>> {
     let parts = q.codes.parts(q.n);
-    if device.packs_on_host() || parts.len() > MOST_PARTS {
+    let is_known = !matches!(layout, Layout::Blocks4(NibbleShape { bits: 2, .. }));
+    if device.packs_on_host() || parts.len() > MOST_PARTS || !is_known {
         return Ok(None);
     }
     let upload = |data: HostData| Buffer::upload(device, &data);

@@ -208,7 +208,7 @@ mod tests {
 
     fn layouts() -> Vec<(Layout, bool)> {
         let blocks16 = |bits| Layout::Blocks16(BlockShape { bits, groups: 1, low_scales: false, zeros: false });
-        let blocks4 = Layout::Blocks4(NibbleShape { one_group: false, parts: 1, group_blocks: 1 });
+        let blocks4 = Layout::Blocks4(NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 });
         let largest = Layout::Blocks16(BlockShape { bits: 8, groups: 4, low_scales: true, zeros: true });
         let fragments = [4, 8].map(|bits| (Layout::Fragments8Bit { bits }, false));
         let int8 = [(Layout::Blocks8, false), (Layout::Rows8, false), (Layout::Rows8, true), (blocks4, false)];
