@@ -59,6 +59,8 @@ const FEW_128: Cost = Cost { block_us: 0.78, tile_us: 5.0 };
 
 /// Splits of k that were of use: clusters of 5 and 7 leave too many multiprocessors of a processing cluster idle.
 const SPLITS: [usize; 6] = [8, 6, 4, 3, 2, 1];
+/// Stages without which a kernel's ring stands still: one is filled again only after the next has come.
+const LEAST_STAGES: usize = 2;
 /// Shared memory of a block: barriers, and a warp's place to turn its tile over.
 const HEAD_BYTES: usize = 1024;
 const TURN_BYTES: usize = 640;
@@ -118,11 +120,13 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
 }
 
 /// Configurations among which the fastest for `m` rows should be.
-pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
+pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config> {
     let many = (0..MANY.len()).filter(|_| m > 64).map(|tile| Config { tile, splits: 0 });
     let few = FEW.iter().enumerate().flat_map(|(tile, few)| {
         let (size, slices) = ([few.groups * ROWS, few.tokens], p.k.div_ceil(COLUMNS));
-        let splits = SPLITS.into_iter().filter(move |&splits| is_plausible(p, m, size, slices, splits));
+        let splits = SPLITS.into_iter().filter(move |&splits| {
+            is_plausible(p, m, size, slices, splits) && few.stages(shape, splits) >= LEAST_STAGES
+        });
         splits.map(move |splits| Config { tile, splits })
     });
     many.chain(few).collect()
@@ -150,19 +154,27 @@ pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launc
 }
 
 impl Few {
-    fn launch(&self, p: &Problem, shape: BlockShape, m: usize, splits: usize) -> Launch {
-        let Few { tokens, groups, share, resident } = *self;
-        let k_blocks = p.k.div_ceil(COLUMNS);
-        let sixteens = if splits == 1 { 0 } else { (4 * groups).next_multiple_of(splits) };
-        let tail = 4 * groups / share * TURN_BYTES + sixteens * 16 * tokens * 4;
+    /// Behind the ring: a warp's place to turn its tile over, then what the other blocks send.
+    fn tail_bytes(&self, splits: usize) -> usize {
+        let sixteens = if splits == 1 { 0 } else { (4 * self.groups).next_multiple_of(splits) };
+        4 * self.groups / self.share * TURN_BYTES + sixteens * 16 * self.tokens * 4
+    }
+
+    /// Stages of the ring that there is room for.
+    fn stages(&self, shape: BlockShape, splits: usize) -> usize {
         // A kilobyte of each block is the system's.
-        let room = (SHARED_BYTES + 1024) / resident - 1024;
-        let stages = (room - HEAD_BYTES - tail) / stage_bytes(tokens, groups, shape);
-        let stages = stages.min(k_blocks.div_ceil(splits).max(2));
+        let room = (SHARED_BYTES + 1024) / self.resident - 1024;
+        (room - HEAD_BYTES - self.tail_bytes(splits)) / stage_bytes(self.tokens, self.groups, shape)
+    }
+
+    fn launch(&self, p: &Problem, shape: BlockShape, m: usize, splits: usize) -> Launch {
+        let Few { tokens, groups, share, .. } = *self;
+        let of_k = p.k.div_ceil(COLUMNS).div_ceil(splits).max(LEAST_STAGES);
+        let stages = self.stages(shape, splits).min(of_k);
         let grid = Grid {
             blocks: [(p.n.div_ceil(groups * ROWS) * splits) as u32, m.div_ceil(tokens) as u32, 1],
             threads: 128 * (groups / share) as u32,
-            shared_bytes: (HEAD_BYTES + stages * stage_bytes(tokens, groups, shape) + tail) as u32,
+            shared_bytes: (HEAD_BYTES + stages * stage_bytes(tokens, groups, shape) + self.tail_bytes(splits)) as u32,
             cluster: splits as u32,
             overlaps: true,
         };
@@ -271,18 +283,26 @@ mod tests {
                 for (n, k) in
                     [(1, 8), (64, 128), (520, 1040), (4096, 4096), (4096, 14336), (57344, 8192), (8192, 28672)]
                 {
-                    let launch = w4a16(&problem(n, k, shape), shape, m);
-                    let Grid { blocks, threads, shared_bytes, cluster, .. } = launch.grid;
-                    assert!(shared_bytes <= SHARED_BYTES as u32, "{launch:?}");
-                    assert!(
-                        blocks[0] > 0 && blocks[0].is_multiple_of(cluster) && cluster <= 8 && threads <= 640,
-                        "{launch:?}"
-                    );
-                    assert!(launch.box_rows <= 256 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
-                    let (tokens, groups) =
-                        (launch.box_rows as usize, if launch.config.contains("256x") { 4 } else { 2 });
-                    let least = HEAD_BYTES + 2 * stage_bytes(tokens, groups, shape);
-                    assert!(shared_bytes as usize >= least, "{launch:?}");
+                    let p = problem(n, k, shape);
+                    let others = candidates(&p, shape, m).into_iter().map(|config| with_config(&p, shape, config, m));
+                    for launch in others.chain([w4a16(&p, shape, m), batch_invariant(&p, shape, m)]) {
+                        let Grid { blocks, threads, shared_bytes, cluster, .. } = launch.grid;
+                        assert!(shared_bytes <= SHARED_BYTES as u32, "{launch:?}");
+                        assert!(
+                            blocks[0] > 0 && blocks[0].is_multiple_of(cluster) && cluster <= 8 && threads <= 640,
+                            "{launch:?}"
+                        );
+                        assert!(launch.box_rows <= 256 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
+                        let (tokens, groups) =
+                            (launch.box_rows as usize, if launch.config.contains("256x") { 4 } else { 2 });
+                        let few = FEW.iter().find(|f| (f.tokens, f.groups) == (tokens, groups));
+                        let tail = match few.filter(|_| launch.function.contains("few")) {
+                            Some(few) => few.tail_bytes(cluster as usize),
+                            None => 4 * groups * TURN_BYTES,
+                        };
+                        let ring = shared_bytes as usize - HEAD_BYTES - tail;
+                        assert!(ring >= LEAST_STAGES * stage_bytes(tokens, groups, shape), "{launch:?}");
+                    }
                 }
             }
         }

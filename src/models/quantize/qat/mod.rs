@@ -221,7 +221,7 @@ fn settle(
         };
         let (weight, factors) = (best(parameters, &weight_name(linear)), best(parameters, &steps_name(linear)));
         let q = quantizer.quantize(weight, factors);
-        let changed = q.codes.iter().zip(&before.codes).filter(|(a, b)| a != b).count();
+        let changed = q.codes.iter().zip(before.codes.iter()).filter(|(a, b)| a != b).count();
         let change = factors.iter().map(|f| f64::from((f - 1.0).abs())).sum::<f64>() / factors.len() as f64;
         rows.push(json!({
             "name": linear.name,
