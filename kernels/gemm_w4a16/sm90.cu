@@ -6,8 +6,8 @@
 // Layout:   w in blocks of 64 x 128 with its scales and zero points beside the codes (docs/formats.md), so that a block is
 //           one copy; x row-major behind a tensor map.
 // Dtypes:   x f16 or bf16, w 4- or 8-bit codes, f32 sums.
-// Numerics: deterministic: what is added, and in which order, depends on the launch alone. Rounding of weights: none up to 16
-//           tokens, else once to the type of x.
+// Numerics: deterministic: what is added, and in which order, depends on the launch alone. Rounding of weights: none in
+//           sm90_few.cuh, once to the type of x in sm90_many.cuh.
 // Limits:   k a multiple of 8, groups of a multiple of 32 or all of k, integral zero points up to 2^BITS.
 
 #include "gemm_w4a16/sm90_few.cuh"
@@ -40,7 +40,6 @@ GEMM_W4A16_FEW_TYPES(8, 4, 2, 2)
 GEMM_W4A16_FEW_TYPES(16, 2, 1, 2)
 GEMM_W4A16_FEW_TYPES(16, 4, 2, 2)
 GEMM_W4A16_FEW_TYPES(32, 2, 1, 2)
-GEMM_W4A16_FEW_TYPES(32, 4, 1, 2)
 GEMM_W4A16_FEW_TYPES(64, 2, 1, 1)
 GEMM_W4A16_FEW_TYPES(64, 4, 1, 1)
 GEMM_W4A16_FEW_TYPES(128, 2, 1, 1)

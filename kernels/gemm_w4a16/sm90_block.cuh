@@ -206,16 +206,17 @@ __device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* tu
     for (int i = 0; i < 2; ++i) turn[(2 * t + i) * TURN_STRIDE + g] = writer.gated(row + g, sums[i], sums[2 + i]);
     __syncwarp();
     const float2 pair = *reinterpret_cast<const float2*>(turn + g * TURN_STRIDE + 2 * t);
-    return writer.store_gated2(token + g, row / 2 + 2 * t, pair.x, pair.y);
-  }
+    writer.store_gated2(token + g, row / 2 + 2 * t, pair.x, pair.y);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) turn[(2 * t + i % 2) * TURN_STRIDE + g + i / 2 * 8] = sums[i];
-  __syncwarp();
+    for (int i = 0; i < 4; ++i) turn[(2 * t + i % 2) * TURN_STRIDE + g + i / 2 * 8] = sums[i];
+    __syncwarp();
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t at = i * 4 + lane / 8, column = lane % 8 * 2;
-    const float2 pair = *reinterpret_cast<const float2*>(turn + at * TURN_STRIDE + column);
-    writer.store2(token + at, row + column, pair.x, pair.y);
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t at = i * 4 + lane / 8, column = lane % 8 * 2;
+      const float2 pair = *reinterpret_cast<const float2*>(turn + at * TURN_STRIDE + column);
+      writer.store2(token + at, row + column, pair.x, pair.y);
+    }
   }
 }
 __device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,

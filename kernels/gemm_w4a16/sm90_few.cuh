@@ -5,14 +5,14 @@
 // Threads:  each warp has 16 rows in SHARE of the GROUPS blocks of w. Up to 16 tokens it multiplies by mma.sync, which on
 //           so few columns is faster than wgmma and lets each warp go at its own pace; above by wgmma. The first thread
 //           also feeds the copy engine: a warp of its own would cost the registers of four.
-// Numerics: up to 16 tokens operands are code minus zero point, exact, and each group's sum is scaled in f32; above as in
-//           sm90_many.cuh.
+// Numerics: operands are code minus zero point, exact; each group's sum is scaled in f32.
 // Overlap:  weights are asked for before the kernel that makes x is through (programmatic dependent launch).
 #pragma once
 
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
-#include "gemm_w4a16/sm90_products.cuh"
+#include "common/wgmma.cuh"
+#include "gemm_w4a16/sm90_block.cuh"
 
 template <typename T, int BITS, int TOKENS, int GROUPS, int SHARE, bool WGMMA = (TOKENS >= 32)>
 struct GemmW4A16Few {
@@ -148,6 +148,39 @@ struct GemmW4A16Few {
     }
   }
 
+  // The same by wgmma.
+  template <int FLUSH>
+  static __device__ __forceinline__ void multiply_by_warpgroup(const GemmW4A16Sm90Args& args, const Ring& at,
+                                                               Sums& acc) {
+    static_assert(SHARE == 1, "a warpgroup has 64 rows");
+    const WeightBlock<T, BITS> block(at.w() + threadIdx.x / 128 * args.block_bytes);
+    const uint64_t x = matrix_descriptor(at.x()), x64 = matrix_descriptor(at.x() + Ring::BOX_BYTES);
+    CodeTile<T, BITS> codes[4];
+    block.load(codes);
+#pragma unroll
+    for (int first = 0; first < 4; first += FLUSH) {
+      const GroupParameters parameters[1] = {block.group(args, FLUSH == 4 ? 0 : first * args.groups / 4)};
+      const Fragments<T, BITS> fragments(parameters[0]);
+      uint32_t a[2 * FLUSH][4];
+#pragma unroll
+      for (int i = 0; i < FLUSH; ++i) {
+        fragments.template make<0>(codes[first + i], a[2 * i]);
+        fragments.template make<1>(codes[first + i], a[2 * i + 1]);
+      }
+      Sums sums;
+      products_fence();
+#pragma unroll
+      for (int i = 0; i < 2 * FLUSH; ++i) {
+        const int step = 2 * first + i;
+        Product16Bit<T, TOKENS>::run(reinterpret_cast<float(&)[TOKENS / 2]>(sums), a[i], (step < 4 ? x : x64) + step % 4 * 2,
+                                     i != 0);
+      }
+      products_commit();
+      products_wait<0>();
+      add_scaled(args, acc, sums, parameters);
+    }
+  }
+
   static __device__ __forceinline__ void add_scaled(const GemmW4A16Sm90Args& args, Sums& acc, const Sums& sums,
                                                     const GroupParameters (&parameters)[SHARE]) {
 #pragma unroll
@@ -163,79 +196,34 @@ struct GemmW4A16Few {
     }
   }
 
-  // Giving stages back to the ring: a warp that leaves one says so, and the warp whose turn it is fills it again a stage later,
-  // when the others have most likely left it too.
-  struct Releases {
-    const Producer& producer;
-    uint32_t begin, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-
-    __device__ __forceinline__ void leave(const Ring& at) const {
-      if (threadIdx.x % 32 == 0) barrier_arrive(at.empty());
-    }
-    // `previous`: the stage before `k_block`.
-    __device__ __forceinline__ void refill(const Ring& previous, uint32_t k_block) const {
-      if (k_block != begin && k_block - 1 + previous.stages < producer.end && (k_block - begin) % WARPS == warp) {
-        producer.refill(previous, k_block - 1);
-      }
-    }
-  };
-
   // The sums of this block's part of k.
   template <int FLUSH>
-  static __device__ __forceinline__ void accumulate_by_warp(const Producer& producer, Ring ring, uint32_t begin, Sums& acc) {
-    const Releases releases{producer, begin};
+  static __device__ __forceinline__ void accumulate(const Producer& producer, Ring ring, uint32_t begin, Sums& acc) {
+    const uint32_t end = producer.end;
+    const uint32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     Ring previous = ring;
-    for (uint32_t k_block = begin; k_block < producer.end; ++k_block, ring.advance()) {
+    for (uint32_t k_block = begin; k_block < end; ++k_block, ring.advance()) {
       barrier_wait(ring.full(), ring.parity);
-      multiply_by_warp<FLUSH>(producer.args, ring, acc);
+      if constexpr (BY_WARPGROUP) {
+        multiply_by_warpgroup<FLUSH>(producer.args, ring, acc);
+      } else {
+        multiply_by_warp<FLUSH>(producer.args, ring, acc);
+      }
       __syncwarp();
-      releases.leave(ring);
-      releases.refill(previous, k_block);
+      if (threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
+      // One stage late, so that the others have most likely left it.
+      if (k_block != begin && k_block - 1 + ring.stages < end && (k_block - begin) % WARPS == warp) {
+        producer.refill(previous, k_block - 1);
+      }
       previous = ring;
     }
-    scale_all(acc, 1 / Fragments<T, BITS>::UNIT);
-  }
-
-  template <typename Way>
-  static __device__ __forceinline__ void accumulate_by_warpgroup(Way, const Producer& producer, Ring ring, uint32_t begin,
-                                                                 Sums& acc) {
-    static_assert(SHARE == 1, "a warpgroup has 64 rows");
-    const Releases releases{producer, begin};
-    uint32_t a[2][4];
-    Ring previous = ring;
-    for (uint32_t k_block = begin; k_block < producer.end; ++k_block, ring.advance()) {
-      const WeightBlock<T, BITS> block(ring.w() + threadIdx.x / 128 * producer.args.block_bytes);
-      const uint64_t x = matrix_descriptor(ring.x());
-      barrier_wait(ring.full(), ring.parity);
-      multiply_stage<Way, T, BITS, TOKENS>(producer.args, block, x, true, a,
-                                           reinterpret_cast<float(&)[TOKENS / 2]>(acc), [&] {
-                                             if (k_block != begin) releases.leave(previous);
-                                           });
-      releases.refill(previous, k_block);
-      previous = ring;
-    }
-    products_wait<0>();
-    scale_all(acc, Way::rest);
-  }
-
-  static __device__ __forceinline__ void scale_all(Sums& acc, float factor) {
 #pragma unroll
     for (int r = 0; r < SHARE; ++r) {
 #pragma unroll
       for (int i = 0; i < EIGHTS; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) acc[r][i][j] *= factor;
+        for (int j = 0; j < 4; ++j) acc[r][i][j] *= 1 / Fragments<T, BITS>::UNIT;
       }
-    }
-  }
-
-  static __device__ __forceinline__ void accumulate(const Producer& producer, Ring ring, uint32_t begin, Sums& acc) {
-    if constexpr (BY_WARPGROUP) {
-      by_scaling<T, BITS, true>(producer.args, [&](auto way) { accumulate_by_warpgroup(way, producer, ring, begin, acc); });
-    } else if (producer.args.groups == 1) {
-      accumulate_by_warp<4>(producer, ring, begin, acc);
-    } else {
-      accumulate_by_warp<1>(producer, ring, begin, acc);
     }
   }
 
@@ -312,7 +300,11 @@ struct GemmW4A16Few {
     __syncthreads();
     if (splits != 1) cluster_arrive_relaxed();
     Sums acc = {};
-    accumulate(producer, ring, begin, acc);
+    if (args.groups == 1) {
+      accumulate<4>(producer, ring, begin, acc);
+    } else {
+      accumulate<1>(producer, ring, begin, acc);
+    }
     wait_for_dependencies();
 
     const LinearWriter writer(args.y);

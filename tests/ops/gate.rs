@@ -95,7 +95,7 @@ fn fused_floats(device: &Device) {
                 let out = Linear::new(device, vec![down.clone()]).expect("down");
 
                 // Small: a product of two outputs must be a number in f16.
-                let x: Vec<f32> = random.normals(m * hidden).iter().map(|x| x / 16.0).collect();
+                let x: Vec<f32> = random.normals(m * hidden).iter().map(|x| x / 64.0).collect();
                 let (x, values) = activations(device, &x);
                 let mut act = poisoned_act(device, m, hidden);
                 let mut between = poisoned_act(device, m, inner);

@@ -16,13 +16,12 @@ struct Few {
 }
 
 #[rustfmt::skip]
-const FEW: [Few; 9] = [
+const FEW: [Few; 8] = [
     Few { tokens: 8, groups: 2, share: 1, resident: 2 },
     Few { tokens: 8, groups: 4, share: 2, resident: 2 },
     Few { tokens: 16, groups: 2, share: 1, resident: 2 },
     Few { tokens: 16, groups: 4, share: 2, resident: 2 },
     Few { tokens: 32, groups: 2, share: 1, resident: 2 },
-    Few { tokens: 32, groups: 4, share: 1, resident: 2 },
     Few { tokens: 64, groups: 2, share: 1, resident: 1 },
     Few { tokens: 64, groups: 4, share: 1, resident: 1 },
     Few { tokens: 128, groups: 2, share: 1, resident: 1 },
@@ -55,7 +54,7 @@ const MANY: [Many; 3] = [
     Many { tokens: 256, groups: 2, cost: Cost { block_us: 1.32, tile_us: 5.6 } },
 ];
 /// Of the tile of 128 rows by 128 tokens with k split.
-const FEW_128: Cost = Cost { block_us: 0.78, tile_us: 5.0 };
+const FEW_128: Cost = Cost { block_us: 0.83, tile_us: 5.0 };
 
 /// Splits of k that were of use: clusters of 5 and 7 leave too many multiprocessors of a processing cluster idle.
 const SPLITS: [usize; 6] = [8, 6, 4, 3, 2, 1];
@@ -98,12 +97,7 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
             let f = if beside || 5 * blocks(wide) >= 7 * sms { wide } else { few(tokens, 2) };
             f.launch(p, shape, m, split(f))
         }
-        17..=32 => {
-            // x is read for fewer tiles, where those are enough without parts of k.
-            let wide = few(32, 4);
-            let f = if 2 * p.n.div_ceil(4 * ROWS) >= 3 * sms { wide } else { few(32, 2) };
-            f.launch(p, shape, m, split(f))
-        }
+        17..=32 => few(32, 2).launch(p, shape, m, split(few(32, 2))),
         33..=64 => {
             let wide = few(64, 4);
             let f = if 3 * blocks(wide) >= 2 * sms { wide } else { few(64, 2) };
@@ -140,7 +134,8 @@ pub(super) fn with_config(p: &Problem, shape: BlockShape, config: Config, m: usi
     }
 }
 
-/// The launch for `m` rows, `m` at least 1, with one order of sums for all: tiles that multiply by `wgmma`, k split as `n` and `k` say.
+/// The launch for `m` rows, `m` at least 1, with one order of sums for all: tiles that multiply by `wgmma` and scale the sums of a
+/// group, k split as `n` and `k` say.
 pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launch {
     let tokens = match m {
         ..=32 => 32,
