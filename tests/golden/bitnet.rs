@@ -83,12 +83,13 @@ fn check(device: &Device, most: f32, mean: f32) {
 
 #[test]
 fn verify_passes() {
-    let (_dir, path) = model_dir("bitnet");
+    let (dir, path) = modeldir("bitnet");
     let got = crate::cli::lowbit(&["verify", path.to_str().unwrap(), "--device", "cpu", "--json"]).json();
     let checks = got["checks"].as_array().unwrap();
     let has = |op: &str| checks.iter().any(|check| check["op"] == op);
     assert!(got["passed"] == true && has("attn_sub_norm") && has("ffn_sub_norm"), "{got}");
-    let refused = crate::cli::lowbit(&["quantize", path.to_str().unwrap(), "nowhere", "--method", "rtn"]);
+    let to = dir.path().join("quantized");
+    let refused = crate::cli::lowbit(&["quantize", path.to_str().unwrap(), to.to_str().unwrap(), "--method", "rtn"]);
     assert_eq!(refused.code, Some(5), "{}", refused.stderr);
 }
 
