@@ -83,7 +83,7 @@ fn check(device: &Device, most: f32, mean: f32) {
 
 #[test]
 fn verify_passes() {
-    let (dir, path) = modeldir("bitnet");
+    let (dir, path) = model_dir("bitnet");
     let got = crate::cli::lowbit(&["verify", path.to_str().unwrap(), "--device", "cpu", "--json"]).json();
     let checks = got["checks"].as_array().unwrap();
     let has = |op: &str| checks.iter().any(|check| check["op"] == op);
