@@ -89,7 +89,8 @@ pub fn dummy_config(name: &str) -> Result<ModelConfig> {
     })
 }
 
-/// A random weight of `scheme`, its values of about `1 / sqrt(k)`, the same for the same `seed`.
+/// A random weight of `scheme`, its values of about `1 / sqrt(k)`, the same for the same `seed`. Scales are floats of either 16-bit
+/// type, as those of a checkpoint are floats of its own.
 pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u64) -> LinearWeight {
     let bias = bias.then(|| vec![0.01; n]);
     let deviation = 1.0 / (k as f32).sqrt();
@@ -111,7 +112,7 @@ pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u
     fill_random(&mut codes, seed);
     codes.par_iter_mut().for_each(|c| *c >>= 8 - bits);
     let step = deviation * 3.46 / f32::from(1u16 << bits); // uniform codes: deviation of the range / sqrt(12)
-    let scales = (0..n * groups).map(|i| half::f16::from_f32(step * (1.0 + (i % 7) as f32 / 32.0)).to_f32()).collect();
+    let scales = (0..n * groups).map(|i| half::bf16::from_f32(step * (1.0 + (i % 7) as f32 / 32.0)).to_f32()).collect();
     let zeros = vec![f32::from(1u16 << (bits - 1)); n * groups];
     let weight = Weight::Quant(QuantWeight {
         n,
@@ -197,5 +198,26 @@ impl Model {
         let head = dummy_linear(head, config.vocab_size, hidden, false, 0);
         let norm = ones(hidden)?;
         Model::assemble(config, device, limits, embedding, layers, norm, head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// bf16 has fewer digits than f16 and f16 less range, which small scales leave first: those of 8 bits and long rows.
+    #[test]
+    fn scales_are_floats_of_both_types() {
+        for (bits, k) in [(2, 64), (4, 4096), (4, 28672), (8, 28672)] {
+            let Weight::Quant(q) = dummy_linear(DummyScheme::WeightOnly(bits, 32), 16, k, false, 1).weight else {
+                panic!("codes")
+            };
+            let exact =
+                |&scale: &f32| bf16::from_f32(scale).to_f32() == scale && f16::from_f32(scale).to_f32() == scale;
+            assert!(q.scales.iter().all(exact), "{bits} bits, k = {k}: {:?}", &q.scales[..7]);
+            assert!(q.scales[..7].windows(2).all(|pair| pair[0] < pair[1]), "{:?}", &q.scales[..7]);
+        }
     }
 }

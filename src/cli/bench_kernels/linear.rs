@@ -34,6 +34,8 @@ pub(super) struct Layer {
     outliers: bool,
     /// Zero points that differ.
     asymmetric: bool,
+    /// Scales that are no floats of the activation type.
+    fine_scales: bool,
     /// Columns sorted by group, in an order that is not the input's.
     act_order: bool,
     /// Behind the RMSNorm that makes its input, and gathers it for [`Self::act_order`].
@@ -45,7 +47,8 @@ impl Layer {
 
     const fn plain(scheme: DummyScheme, unit: Unit) -> Layer {
         let (epilogue, codes) = (Epilogue::NONE, DType::I8);
-        Layer { scheme, unit, epilogue, codes, outliers: false, asymmetric: false, act_order: false, norm: false }
+        let (outliers, asymmetric, fine_scales, act_order, norm) = (false, false, false, false, false);
+        Layer { scheme, unit, epilogue, codes, outliers, asymmetric, fine_scales, act_order, norm }
     }
 
     pub(super) fn of(op: Op) -> Option<Layer> {
@@ -60,6 +63,7 @@ impl Layer {
             Op::W4a8 => Layer::plain(DummyScheme::Int8(4, 128), Unit::Int8),
             Op::W4a16 => w4a16,
             Op::W4a16Asymmetric => Layer { asymmetric: true, ..w4a16 },
+            Op::W4a16FineScales => Layer { fine_scales: true, ..w4a16 },
             Op::W4a16Norm => Layer { norm: true, ..w4a16 },
             Op::W4a16ActOrder => Layer { norm: true, act_order: true, ..w4a16 },
             Op::W8a16 => Layer::plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
@@ -271,6 +275,9 @@ pub(super) fn weights(gpu: &CudaDevice, layer: &Layer, shape: Shape) -> Result<V
         if layer.asymmetric {
             q.zeros.iter_mut().enumerate().for_each(|(i, zero)| *zero = (3 + i % 10) as f32);
         }
+        if layer.fine_scales {
+            q.scales.iter_mut().for_each(|scale| *scale = between(*scale, gpu.dtype()));
+        }
         q.order = layer.act_order.then(|| shuffled(q.k));
     }
     let first = device.pack_fused(weight, layer.epilogue)?;
@@ -278,6 +285,15 @@ pub(super) fn weights(gpu: &CudaDevice, layer: &Layer, shape: Shape) -> Result<V
     let mut weights = (1..copies).map(|_| gpu.duplicate(&first)).collect::<Result<Vec<_>>>()?;
     weights.push(first);
     Ok(weights)
+}
+
+/// In the middle between `x`, a positive float of `dtype`, and the next such.
+fn between(x: f32, dtype: DType) -> f32 {
+    let next = match dtype {
+        DType::F16 => f16::from_bits(f16::from_f32(x).to_bits() + 1).to_f32(),
+        _ => bf16::from_bits(bf16::from_f32(x).to_bits() + 1).to_f32(),
+    };
+    (x + next) / 2.0
 }
 
 /// `0..len` in random order.
@@ -351,5 +367,25 @@ pub(super) fn random(dtype: DType, len: usize, seed: u64) -> HostData {
         DType::I8 => HostData::I8(bytes.into_par_iter().map(|b| b as i8).collect()),
         DType::U8 => HostData::U8(bytes),
         _ => HostData::F32(bytes.par_iter().map(float).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two floats of the activation type hold such a scale, one does not; under bf16 it is a float of f16.
+    #[test]
+    fn fine_scales_take_two_parts() {
+        for dtype in [DType::F16, DType::BF16] {
+            let nearest = |x: f32| HostData::from_f32(dtype, vec![x]).to_f32()[0];
+            for step in 0..7 {
+                let scale = nearest(0.0013 * (1.0 + step as f32 / 32.0));
+                let fine = between(scale, dtype);
+                let high = nearest(fine);
+                assert!(fine > scale && high != fine && nearest(fine - high) == fine - high, "{fine} in {dtype}");
+                assert!(dtype == DType::F16 || f16::from_f32(fine).to_f32() == fine, "{fine} in f16");
+            }
+        }
     }
 }
