@@ -12,11 +12,11 @@ use super::module::Module;
 /// Module name.
 pub(super) const NAME: &str = "lm_head";
 const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Weights that share a scale.
-const GROUP_SIZE: usize = 128;
+/// Weights of a rounded head that share a scale.
+pub const HEAD_GROUP_SIZE: usize = 128;
 
 impl Checkpoint {
-    /// From here on a floating-point output head is read as codes of `bits`, symmetric, in groups of 128, rounded to nearest.
+    /// From here on a floating-point output head is read as codes of `bits`, symmetric, in groups of [`HEAD_GROUP_SIZE`], rounded to nearest.
     /// A head that is quantized in the file stays as it is, and so does an embedding that is the head too.
     pub fn round_head(&mut self, bits: u8) {
         self.head_bits = Some(bits);
@@ -39,7 +39,7 @@ impl Checkpoint {
             self.quantization.linear(&mut Module::new(&self.shards, NAME))?
         };
         let (Weight::Dense { k, data, .. }, Some(bits)) = (&found.weight, self.head_bits) else { return Ok(found) };
-        let (group_size, mapping, search) = (Some(GROUP_SIZE), Mapping::Centered, Search::MinMax);
+        let (group_size, mapping, search) = (Some(HEAD_GROUP_SIZE), Mapping::Centered, Search::MinMax);
         let grid = Grid { bits, group_size, mapping, search, scale_type: data.dtype(), smallest_zero: 0 };
         let Some(rounded) = round_to_nearest(&data.to_f32(), *k, &grid) else {
             let tensor = if self.is_head_tied() { EMBEDDING } else { "lm_head.weight" };
@@ -57,7 +57,7 @@ impl Checkpoint {
             self.quantization.scheme(&mut Module::new(&self.shards, NAME))?
         };
         let Some(weight_bits) = self.head_bits.filter(|_| found.is_dense()) else { return Ok(found) };
-        let group_size = Some(GROUP_SIZE).filter(|&g| g < self.config.hidden_size);
+        let group_size = Some(HEAD_GROUP_SIZE).filter(|&g| g < self.config.hidden_size);
         Ok(Scheme { weight_bits, group_size, ..found })
     }
 }

@@ -27,6 +27,7 @@ mod shards;
 pub mod write;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
+pub use head::HEAD_GROUP_SIZE;
 
 use std::path::Path;
 

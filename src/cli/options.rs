@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use clap::builder::FalseyValueParser;
 use signal_hook::consts::SIGINT;
 
-use crate::checkpoint::{Checkpoint, GenerationConfig, hub};
+use crate::checkpoint::{Checkpoint, GenerationConfig, HEAD_GROUP_SIZE, hub};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::sampling::SamplingParams;
@@ -179,7 +179,7 @@ impl HeadArgs {
 
     /// The head of a model with random weights.
     pub(super) fn dummy(&self) -> DummyScheme {
-        self.lm_head.map_or(DummyScheme::Bf16, |HeadBits(bits)| DummyScheme::WeightOnly(bits, 128))
+        self.lm_head.map_or(DummyScheme::Bf16, |HeadBits(bits)| DummyScheme::WeightOnly(bits, HEAD_GROUP_SIZE))
     }
 }
 

@@ -3,13 +3,13 @@
 //! A step takes at least as long as its bytes do at the memory's peak rate and its operations at the tensor cores'; nothing
 //! else is counted. No program reaches it; `bench` says how near this one comes.
 
-use crate::checkpoint::{Expected, ModelConfig};
+use crate::checkpoint::ModelConfig;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layers::KvCache;
 use crate::quant::{ActQuant, Scheme};
 
-use super::load::expected_tensors;
+use super::load::linear_shapes;
 use super::plan::{attention_shape, resident_bytes};
 
 /// A GPU by its data sheet: peak rates without sparsity.
@@ -66,8 +66,7 @@ impl Work {
     /// Those of `scheme`.
     pub fn new(config: &ModelConfig, dtype: DType, mut scheme: impl FnMut(&str) -> Result<Scheme>) -> Result<Work> {
         let (mut weight_bytes, mut macs, mut head_macs) = (0.0, [0.0; 2], 0.0);
-        for expected in expected_tensors(config) {
-            let Expected::Linear { name, n, k, .. } = expected else { continue };
+        for (name, n, k) in linear_shapes(config) {
             let scheme = scheme(&name)?;
             weight_bytes += resident_bytes(&scheme, n, k, dtype) as f64;
             let count = (n * k) as f64;
@@ -76,11 +75,6 @@ impl Work {
                 ActQuant::None => macs[0] += count,
                 _ => macs[1] += count,
             }
-        }
-        if config.tie_word_embeddings {
-            let (n, k) = (config.vocab_size, config.hidden_size);
-            head_macs = (n * k) as f64;
-            weight_bytes += resident_bytes(&scheme("lm_head")?, n, k, dtype) as f64;
         }
         let shape = attention_shape(config, None);
         Ok(Work {

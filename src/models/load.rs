@@ -61,6 +61,15 @@ pub fn linear_names(config: &ModelConfig) -> Vec<String> {
     layer_tables(config).iter().flat_map(|table| table.linears().cloned()).collect()
 }
 
+/// Module name, outputs and inputs of every linear layer that a model has on its device: its head too where that is the embedding.
+pub(super) fn linear_shapes(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
+    let own = expected_tensors(config).into_iter().filter_map(|expected| match expected {
+        Expected::Linear { name, n, k, .. } => Some((name, n, k)),
+        Expected::Tensor { .. } => None,
+    });
+    own.chain(config.tie_word_embeddings.then(|| ("lm_head".into(), config.vocab_size, config.hidden_size)))
+}
+
 /// Everything a model of this configuration needs from its checkpoint.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<Expected> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);

@@ -8,7 +8,7 @@ use crate::layers::KvCache;
 use crate::quant::Scheme;
 
 use super::decoder::Limits;
-use super::load::expected_tensors;
+use super::load::{expected_tensors, linear_shapes};
 
 /// Bytes a model takes on its device, by use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,23 +36,17 @@ impl MemoryPlan {
         mut scheme: impl FnMut(&str) -> Result<Scheme>,
     ) -> Result<MemoryPlan> {
         let (mut weights, mut packing) = (0, 0);
-        for expected in expected_tensors(config) {
-            weights += match expected {
-                Expected::Linear { name, n, k, .. } => {
-                    let scheme = scheme(&name)?;
-                    // Gate and up are packed as one.
-                    packing = packing.max(2 * packing_bytes(&scheme, n, k));
-                    resident_bytes(&scheme, n, k, dtype)
-                }
-                // The embedding stays 16-bit; norms become f32.
-                Expected::Tensor { shape, .. } => match shape[..] {
-                    [n, k] => (n * k * 2) as u64,
-                    _ => 4 * shape.iter().product::<usize>() as u64,
-                },
-            };
+        for (name, n, k) in linear_shapes(config) {
+            let scheme = scheme(&name)?;
+            weights += resident_bytes(&scheme, n, k, dtype);
+            // Gate and up are packed as one.
+            packing = packing.max(2 * packing_bytes(&scheme, n, k));
         }
-        if config.tie_word_embeddings {
-            weights += resident_bytes(&scheme("lm_head")?, config.vocab_size, config.hidden_size, dtype);
+        // The embedding stays 16-bit; norms become f32.
+        for expected in expected_tensors(config) {
+            let Expected::Tensor { shape, .. } = expected else { continue };
+            let size = if shape.len() == 2 { 2 } else { 4 };
+            weights += size * shape.iter().product::<usize>() as u64;
         }
         let per_token = KvCache::bytes_per_token(dtype, &attention_shape(config, None), config.num_layers);
         let rope = (limits.max_model_len * config.head_dim * 4) as u64;
