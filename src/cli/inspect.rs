@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             (false, _) => head.to_string(),
         },
         kernels: kernels(&device, &linears)?,
-        plan: MemoryPlan::new(config, &limits, device.activation_dtype(), |name| checkpoint.linear_scheme(name))?,
+        plan: MemoryPlan::new(config, &limits, (&device).into(), |name| checkpoint.linear_scheme(name))?,
         limits,
         memory: device.memory()?,
         device: &device,

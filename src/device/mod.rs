@@ -121,6 +121,15 @@ impl Device {
         }
     }
 
+    /// True where a ternary weight with int8 activations takes 2 bits, as kernels of sm_90 read them; else it takes 4.
+    pub fn packs_ternary(&self) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => d.uses_sm90(),
+        }
+    }
+
     /// Free and total bytes of the device's memory.
     pub fn memory(&self) -> Result<(u64, u64)> {
         dispatch!(self, memory())

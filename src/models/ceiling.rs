@@ -10,13 +10,15 @@ use crate::layers::KvCache;
 use crate::quant::{ActQuant, Scheme};
 
 use super::load::linear_shapes;
-use super::plan::{attention_shape, resident_bytes};
+use super::plan::{Target, attention_shape, resident_bytes};
 
 /// A GPU by its data sheet: peak rates without sparsity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gpu {
     /// Name as flags have it.
     pub name: &'static str,
+    /// Compute capability, `10 * major + minor`.
+    pub sm: u32,
     /// Memory that programs can have, rounded down.
     pub memory_bytes: u64,
     /// Bytes a second.
@@ -27,21 +29,28 @@ pub struct Gpu {
     pub int8: f64,
 }
 
-const fn gpu(name: &'static str, gib: u64, gb_per_s: f64, tflops: f64, tops: f64) -> Gpu {
-    Gpu { name, memory_bytes: gib << 30, bandwidth: gb_per_s * 1e9, f16: tflops * 1e12, int8: tops * 1e12 }
+const fn gpu(name: &'static str, sm: u32, gib: u64, gb_per_s: f64, tflops: f64, tops: f64) -> Gpu {
+    Gpu { name, sm, memory_bytes: gib << 30, bandwidth: gb_per_s * 1e9, f16: tflops * 1e12, int8: tops * 1e12 }
+}
+
+impl Gpu {
+    /// What models take there, with activations in `dtype`.
+    pub fn target(&self, dtype: DType) -> Target {
+        Target { dtype, packs_ternary: self.sm == 90 }
+    }
 }
 
 /// The GPUs that plans can be made for (NVIDIA's data sheets; SXM boards where there are several).
 pub const GPUS: [Gpu; 9] = [
-    gpu("a100-40gb", 39, 1555.0, 312.0, 624.0),
-    gpu("a100-80gb", 79, 2039.0, 312.0, 624.0),
-    gpu("h100-80gb", 79, 3350.0, 989.0, 1979.0),
-    gpu("h200-141gb", 139, 4800.0, 989.0, 1979.0),
-    gpu("l40s", 44, 864.0, 362.0, 733.0),
-    gpu("l4", 22, 300.0, 121.0, 242.0),
-    gpu("a10", 22, 600.0, 125.0, 250.0),
-    gpu("rtx-4090", 23, 1008.0, 165.0, 660.0),
-    gpu("rtx-3090", 23, 936.0, 71.0, 284.0),
+    gpu("a100-40gb", 80, 39, 1555.0, 312.0, 624.0),
+    gpu("a100-80gb", 80, 79, 2039.0, 312.0, 624.0),
+    gpu("h100-80gb", 90, 79, 3350.0, 989.0, 1979.0),
+    gpu("h200-141gb", 90, 139, 4800.0, 989.0, 1979.0),
+    gpu("l40s", 89, 44, 864.0, 362.0, 733.0),
+    gpu("l4", 89, 22, 300.0, 121.0, 242.0),
+    gpu("a10", 86, 22, 600.0, 125.0, 250.0),
+    gpu("rtx-4090", 89, 23, 1008.0, 165.0, 660.0),
+    gpu("rtx-3090", 86, 23, 936.0, 71.0, 284.0),
 ];
 
 /// What one forward pass of a model costs, whatever runs it.
@@ -60,15 +69,15 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a model whose linear layers have the schemes that `scheme` tells by module name, activations in `dtype`.
+    /// Of a model whose linear layers have the schemes that `scheme` tells by module name, on a `target`.
     ///
     /// # Errors
     /// Those of `scheme`.
-    pub fn new(config: &ModelConfig, dtype: DType, mut scheme: impl FnMut(&str) -> Result<Scheme>) -> Result<Work> {
+    pub fn new(config: &ModelConfig, target: Target, mut scheme: impl FnMut(&str) -> Result<Scheme>) -> Result<Work> {
         let (mut weight_bytes, mut macs, mut head_macs) = (0.0, [0.0; 2], 0.0);
         for (name, n, k) in linear_shapes(config) {
             let scheme = scheme(&name)?;
-            weight_bytes += resident_bytes(&scheme, n, k, dtype) as f64;
+            weight_bytes += resident_bytes(&scheme, n, k, target) as f64;
             let count = (n * k) as f64;
             match scheme.activation {
                 _ if name == "lm_head" => head_macs = count,
@@ -79,7 +88,7 @@ impl Work {
         let shape = attention_shape(config, None);
         Ok(Work {
             weight_bytes,
-            kv_bytes: KvCache::bytes_per_token(dtype, &shape, config.num_layers) as f64,
+            kv_bytes: KvCache::bytes_per_token(target.dtype, &shape, config.num_layers) as f64,
             macs,
             head_macs,
             attention_macs: (2 * config.num_heads * config.head_dim * config.num_layers) as f64,
@@ -121,7 +130,7 @@ mod tests {
         let config = dummy_config("llama-3.1-8b").expect("a shape");
         let dense = Scheme::dense(DType::BF16);
         let gpu = &GPUS[1];
-        let work = Work::new(&config, DType::BF16, |_| Ok(dense)).expect("a scheme for all");
+        let work = Work::new(&config, gpu.target(DType::BF16), |_| Ok(dense)).expect("a scheme for all");
         let (layers, head) = (32.0 * 218_103_808.0, 128_256.0 * 4096.0);
         let near = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 1e-9, "{got} {want}");
         assert_eq!(work.kv_bytes_per_token(), 2 * 32 * 8 * 128 * 2);
@@ -134,8 +143,8 @@ mod tests {
         near(work.prefill_seconds(gpu, 2048), 2.0 * (2048.0 * layers + head + attention) / 312e12);
         // int8 products at twice the rate, the head in 16 bit.
         let int8 = Scheme { weight_bits: 8, activation: ActQuant::DynamicPerToken, ..dense };
-        let work =
-            Work::new(&config, DType::BF16, |name| Ok(if name == "lm_head" { dense } else { int8 })).expect("schemes");
+        let work = Work::new(&config, gpu.target(DType::BF16), |name| Ok(if name == "lm_head" { dense } else { int8 }))
+            .expect("schemes");
         let time = 2.0 * (2048.0 * layers / 624e12 + (head + attention) / 312e12);
         near(work.prefill_seconds(gpu, 2048), time);
     }

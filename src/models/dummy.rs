@@ -155,7 +155,7 @@ impl Model {
     ) -> Result<Model> {
         let kind = |name: &str| if name == "lm_head" { head } else { scheme };
         let group = |name: &str| dummy_linear(kind(name), 1, config.hidden_size, false, 0).scheme();
-        let plan = MemoryPlan::new(&config, &limits, device.activation_dtype(), |name| Ok(group(name)))?;
+        let plan = MemoryPlan::new(&config, &limits, device.into(), |name| Ok(group(name)))?;
         plan.check(device.memory()?.0)?;
         let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.rms_norm_eps);
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);

@@ -126,7 +126,7 @@ impl Model {
             tracing::info!("{note}");
         }
         let scheme = |name: &str| checkpoint.linear_scheme(name);
-        MemoryPlan::new(&config, &limits, device.activation_dtype(), scheme)?.check(device.memory()?.0)?;
+        MemoryPlan::new(&config, &limits, device.into(), scheme)?.check(device.memory()?.0)?;
         let tables = layer_tables(&config);
         let mut layers = Vec::with_capacity(tables.len());
         progress(0, tables.len());

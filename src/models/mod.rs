@@ -15,5 +15,5 @@ pub(crate) use dummy::fill_random;
 pub use dummy::{DUMMY_MODELS, DummyScheme, dummy_config, dummy_linear};
 pub(crate) use load::SUB_NORMS;
 pub use load::{LayerTable, expected_tensors, layer_tables, linear_names};
-pub use plan::{MemoryPlan, attention_shape, resident_bytes};
+pub use plan::{MemoryPlan, Target, attention_shape};
 pub use rope::rope_table;

@@ -1,14 +1,29 @@
 //! What a model will take of a device's memory, counted before anything is allocated.
 
 use crate::checkpoint::{Expected, ModelConfig};
-use crate::device::{Act, AttentionShape};
+use crate::device::{Act, AttentionShape, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
-use crate::quant::Scheme;
+use crate::quant::{ActQuant, Scheme};
 
 use super::decoder::Limits;
 use super::load::{expected_tensors, linear_shapes};
+
+/// What the bytes of a model depend on beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Type of activations, and of weights that are not quantized.
+    pub dtype: DType,
+    /// Ternary weights take 2 bits; else 4.
+    pub packs_ternary: bool,
+}
+
+impl From<&Device> for Target {
+    fn from(device: &Device) -> Target {
+        Target { dtype: device.activation_dtype(), packs_ternary: device.packs_ternary() }
+    }
+}
 
 /// Bytes a model takes on its device, by use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +47,13 @@ impl MemoryPlan {
     pub fn new(
         config: &ModelConfig,
         limits: &Limits,
-        dtype: DType,
+        target: Target,
         mut scheme: impl FnMut(&str) -> Result<Scheme>,
     ) -> Result<MemoryPlan> {
         let (mut weights, mut packing) = (0, 0);
         for (name, n, k) in linear_shapes(config) {
             let scheme = scheme(&name)?;
-            weights += resident_bytes(&scheme, n, k, dtype);
+            weights += resident_bytes(&scheme, n, k, target);
             // Gate and up are packed as one.
             packing = packing.max(2 * packing_bytes(&scheme, n, k));
         }
@@ -48,12 +63,12 @@ impl MemoryPlan {
             let size = if shape.len() == 2 { 2 } else { 4 };
             weights += size * shape.iter().product::<usize>() as u64;
         }
-        let per_token = KvCache::bytes_per_token(dtype, &attention_shape(config, None), config.num_layers);
+        let per_token = KvCache::bytes_per_token(target.dtype, &attention_shape(config, None), config.num_layers);
         let rope = (limits.max_model_len * config.head_dim * 4) as u64;
         Ok(MemoryPlan {
             weights: weights + rope,
             kv_cache: per_token.saturating_mul((limits.kv_blocks * KvCache::BLOCK_SIZE) as u64),
-            scratch: scratch_bytes(config, limits, dtype),
+            scratch: scratch_bytes(config, limits, target.dtype),
             packing,
         })
     }
@@ -85,16 +100,27 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of one linear layer of `scheme` in device memory at most: codes at their container width (4 bits up to 4, else 8;
-/// ternary weights take half of it on sm_90), an f32 scale and zero point a group, bias left out.
-pub fn resident_bytes(scheme: &Scheme, n: usize, k: usize, dtype: DType) -> u64 {
+/// Bytes of one linear layer of `scheme` in device memory at most: codes at the width of their container, an f32 scale and zero
+/// point a group, bias left out.
+pub(super) fn resident_bytes(scheme: &Scheme, n: usize, k: usize, target: Target) -> u64 {
     let (n, k) = (n as u64, k as u64);
     if scheme.is_dense() {
-        return n * k * (dtype.size_bytes() as u64).min(u64::from(scheme.weight_bits) / 8);
+        return n * k * (target.dtype.size_bytes() as u64).min(u64::from(scheme.weight_bits) / 8);
     }
-    let container = if scheme.weight_bits <= 4 { 4 } else { 8 };
+    let container = match scheme.weight_bits {
+        ..=4 if target.packs_ternary && is_ternary(scheme, k) => 2,
+        ..=4 => 4,
+        _ => 8,
+    };
     let groups = scheme.group_size.map_or(1, |g| k.div_ceil(g as u64));
     n * k * container / 8 + n * groups * 8
+}
+
+/// Whether the kernels of ternary weights take all of `scheme` with `k` inputs. Of an asymmetric weight codes would have to be seen.
+fn is_ternary(scheme: &Scheme, k: u64) -> bool {
+    let takes_int8 = !matches!(scheme.activation, ActQuant::None | ActQuant::LlmInt8 { .. });
+    let one_scale = scheme.group_size.is_none() && scheme.symmetric && scheme.codebook.is_none();
+    scheme.weight_bits == 2 && takes_int8 && one_scale && k.is_multiple_of(16) && k <= 1 << 16
 }
 
 /// Bytes that packing a layer takes beside its result: codes, one to a byte at most, scales and zero points.
@@ -129,4 +155,28 @@ fn scratch_bytes(config: &ModelConfig, limits: &Limits, dtype: DType) -> u64 {
         + (shape.qkv_width() + config.num_heads * config.head_dim + 2 * config.intermediate_size) * dtype.size_bytes();
     let logit_row = (config.vocab_size + config.hidden_size) * 4 + 24;
     (limits.max_batch_tokens * (row + 12) + limits.max_logit_rows * logit_row) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ternary_weights_take_two_bits_where_kernels_read_them() {
+        let ternary = Scheme { weight_bits: 2, activation: ActQuant::DynamicPerToken, ..Scheme::dense(DType::BF16) };
+        let bytes = |packs_ternary, scheme: Scheme, k| {
+            resident_bytes(&scheme, 64, k, Target { dtype: DType::BF16, packs_ternary })
+        };
+        assert_eq!(bytes(true, ternary, 256), 64 * (256 / 4 + 8));
+        assert_eq!(bytes(false, ternary, 256), 64 * (256 / 2 + 8));
+        for scheme in [
+            Scheme { weight_bits: 3, ..ternary },
+            Scheme { symmetric: false, ..ternary },
+            Scheme { activation: ActQuant::None, ..ternary },
+        ] {
+            assert_eq!(bytes(true, scheme, 256), 64 * (256 / 2 + 8), "{scheme}");
+        }
+        assert_eq!(bytes(true, Scheme { group_size: Some(128), ..ternary }, 256), 64 * (256 / 2 + 2 * 8));
+        assert_eq!(bytes(true, ternary, 264), 64 * (264 / 2 + 8), "rows of x that do not start on 16 bytes");
+    }
 }

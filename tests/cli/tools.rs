@@ -50,6 +50,13 @@ fn plan_knows_what_fits() {
     assert_eq!(four["memory"]["kv_cache_bytes"], 327_680u64 * 8 * 8192);
     assert_eq!(plan("bf16", "a100-80gb")["memory"]["fits"], false);
     assert_eq!(plan("w8a8", "h200-141gb")["memory"]["fits"], true);
+    // Ternary weights: 4 bits each before Hopper, there 2.
+    let ternary = |gpu: &str| {
+        let args =
+            ["plan", "--dummy", "llama-3.1-70b", "--scheme", "w2a8", "--group-size", "0", "--gpu", gpu, "--json"];
+        lowbit(&args).json()["memory"]["weights_bytes"].as_f64().unwrap()
+    };
+    assert_eq!(ternary("a100-80gb") - ternary("h100-80gb"), layers / 4.0);
     let text = lowbit(&["plan", DEMO]);
     assert!(text.stdout.contains("fits") && text.stdout.contains("at best"), "{}", text.stdout);
     let bad = lowbit(&["plan", DEMO, "--gpu", "voodoo-2"]);
