@@ -243,6 +243,9 @@ fn compare_and_plot() {
         assert!((number("linear_bits_per_weight") - 8.0 * linear as f64 / f64::from(weights)).abs() < 1e-9, "{row}");
         assert!((number("bits_per_weight") - 8.0 * all as f64 / f64::from(parameters)).abs() < 1e-9, "{row}");
         assert!(number("prefill_tokens_per_s") > 0.0 && number("decode_tokens_per_s") > 0.0);
+        // The reference has run beside the first alone.
+        let alone = [&["eval", model.to_str().unwrap(), "--reference", DEMO, "--json"], &common[..]].concat();
+        assert_eq!(row["kld"], lowbit(&alone).json()["kld"], "{}", row["model"]);
         assert!(row["kld"]["mean"].as_f64().unwrap() > 0.0 && row["kld"]["p99"].as_f64().unwrap() > 0.0);
         let name = row["model"].as_str().unwrap();
         assert!(picture.contains(name) && model.ends_with(name), "{name}");

@@ -11,12 +11,15 @@ use crate::models::{Model, linear_names};
 use super::super::options::{load_model, model_dtype, scheme_summary};
 use super::super::{bench, output};
 use super::divergence::Divergence;
-use super::perplexity::{Perplexity, limits, score};
+use super::perplexity::{Perplexity, Reference, limits, score};
 use super::size_plot::{self, Point};
 use super::{Args, Windows, open_reference, overlap};
 
 /// Tokens of the decoding that is timed.
 const DECODED: usize = 32;
+
+/// Residual streams of the reference that are kept, so that it does not run again for each model.
+const KEPT_BYTES: usize = 1 << 30;
 
 /// What the figures mean, for the JSON.
 const PROTOCOL: &str = "bytes: all tensors of the files; linear_bits_per_weight: 8 * bytes of all tensors of the decoder layers' linear layers \
@@ -52,23 +55,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
             eprintln!("warning: {name}: {warning}");
         }
     }
-    let mut reference = match &reference {
-        Some(checkpoint) => Some((checkpoint, load_model(checkpoint, &device, limits)?)),
-        None => None,
-    };
+    let mut reference_model =
+        reference.as_ref().map(|checkpoint| load_model(checkpoint, &device, limits)).transpose()?;
+    let mut other = reference_model.as_mut().map(|model| Reference::new(model, KEPT_BYTES)).transpose()?;
     let mut rows: Vec<Row> = Vec::new();
     for (checkpoint, name) in checkpoints.iter().zip(&names) {
         let mut model = load_model(checkpoint, &device, limits)?;
         let bar = output::progress("windows");
         bar.set_length(windows.count as u64);
-        let other = reference.as_mut().map(|(_, model)| model);
+        let (ids, context) = (windows.ids(), windows.context);
         let (perplexity, divergence) =
-            score(&mut model, other, windows.ids(), windows.context, &mut |s| bar.set_position(s.windows as u64))?;
+            score(&mut model, other.as_mut(), ids, context, &mut |s| bar.set_position(s.windows as u64))?;
         bar.finish_and_clear();
         rows.push(Row::new(name, checkpoint, &mut model, windows.context, perplexity, divergence)?);
     }
-    if let (Some((checkpoint, model)), Some(name)) = (&mut reference, names.last())
-        && let Some(perplexity) = rows.last().and_then(|row| row.divergence.as_ref()).map(|d| d.reference)
+    // Of the first model: beside others the reference has not run.
+    if let (Some(checkpoint), Some(model), Some(name)) = (&reference, &mut reference_model, names.last())
+        && let Some(perplexity) = rows.first().and_then(|row| row.divergence.as_ref()).map(|d| d.reference)
     {
         rows.insert(0, Row::new(name, checkpoint, model, windows.context, perplexity, None)?);
     }

@@ -24,6 +24,7 @@ use crate::text::tokenizer::Tokenizer;
 use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, open_checkpoint};
 use super::{Outcome, output};
 use generate::Comparison;
+use perplexity::Reference;
 use tasks::Answers;
 
 #[derive(Debug, clap::Args)]
@@ -181,7 +182,8 @@ fn predict(
     let bar = output::progress("windows");
     bar.set_length(windows.count as u64);
     let (ids, context) = (windows.ids(), windows.context);
-    let (score, divergence) = perplexity::score(model, reference.as_deref_mut(), ids, context, &mut |score| {
+    let mut other = reference.as_deref_mut().map(|reference| Reference::new(reference, 0)).transpose()?;
+    let (score, divergence) = perplexity::score(model, other.as_mut(), ids, context, &mut |score| {
         bar.set_position(score.windows as u64);
         bar.set_message(format!("perplexity {:.4}", score.perplexity()));
     })?;

@@ -147,6 +147,46 @@ impl Pass {
     }
 }
 
+/// A model that others are held against, on the same passes: it runs once, and its residual streams are kept for the others.
+pub struct Reference<'a> {
+    model: &'a mut Model,
+    cache: KvCache,
+    /// Behind the last layer, of each pass from the first on.
+    streams: Vec<Vec<f32>>,
+    /// Bytes of further ones.
+    room: usize,
+}
+
+impl<'a> Reference<'a> {
+    /// Keeps up to `room` bytes of residual streams; for passes after those it runs again.
+    ///
+    /// # Errors
+    /// `OutOfMemory` for its KV cache.
+    pub fn new(model: &'a mut Model, room: usize) -> Result<Reference<'a>> {
+        let cache = model.new_cache()?;
+        Ok(Reference { model, cache, streams: Vec::new(), room })
+    }
+
+    /// Leaves the residual stream of `pass`, which has this `number`, in the model. How long its layers ran.
+    fn through_layers(&mut self, pass: &Pass, number: usize) -> Result<Duration> {
+        if let Some(stream) = self.streams.get(number) {
+            self.model.begin(&pass.batch)?;
+            self.model.set_residual(stream.clone())?;
+            return Ok(Duration::ZERO);
+        }
+        let start = Instant::now();
+        pass.through_layers(self.model, &mut self.cache)?;
+        self.model.device().synchronize()?;
+        let time = start.elapsed();
+        let bytes = 4 * pass.batch.token_ids.len() * self.model.config().hidden_size;
+        if number == self.streams.len() && bytes <= self.room {
+            self.streams.push(self.model.residual()?);
+            self.room -= bytes;
+        }
+        Ok(time)
+    }
+}
+
 /// Windows of `context` tokens that fit in one pass of a model with these limits.
 pub(super) fn windows_at_once(limits: &Limits, context: usize) -> Result<usize> {
     let at_once = limits.max_seqs.min(limits.max_batch_tokens / context.max(1));
@@ -171,10 +211,10 @@ pub fn perplexity(
     score(model, None, ids, context, progress).map(|(perplexity, _)| perplexity)
 }
 
-/// [`perplexity`], and the divergence from a reference of the same vocabulary and limits.
+/// [`perplexity`], and the divergence from a reference of the same vocabulary and limits, which is given the same `ids` each time.
 pub fn score(
     model: &mut Model,
-    mut reference: Option<&mut Model>,
+    mut reference: Option<&mut Reference<'_>>,
     ids: &[u32],
     context: usize,
     progress: &mut dyn FnMut(&Perplexity),
@@ -183,31 +223,25 @@ pub fn score(
     let at_once = windows_at_once(&limits, context)?;
     let device = model.device().clone();
     let mut cache = model.new_cache()?;
-    let mut reference_cache = reference.as_ref().map(|r| r.new_cache()).transpose()?;
     let mut divergence = reference.as_ref().map(|_| Divergence::new(model.config().vocab_size));
     let mut score = Perplexity::default();
     let windows: Vec<&[u32]> = ids.chunks_exact(context).collect();
-    for windows in windows.chunks(at_once) {
+    for (number, windows) in windows.chunks(at_once).enumerate() {
         let pass = Pass::of_windows(windows);
         let start = Instant::now();
         pass.through_layers(model, &mut cache)?;
         device.synchronize()?; // so that each model's time is its own
         score.time += start.elapsed();
-        if let (Some(reference), Some(cache), Some(divergence)) =
-            (&mut reference, &mut reference_cache, &mut divergence)
-        {
-            let start = Instant::now();
-            pass.through_layers(reference, cache)?;
-            device.synchronize()?;
-            divergence.reference.time += start.elapsed();
+        if let (Some(reference), Some(divergence)) = (&mut reference, &mut divergence) {
+            divergence.reference.time += reference.through_layers(&pass, number)?;
             divergence.reference.windows += windows.len();
         }
         let at_once = limits.max_logit_rows;
         for (rows, targets) in pass.rows.chunks(at_once).zip(pass.targets.chunks(at_once)) {
             add_rows(model, rows, targets, &mut score)?;
             if let (Some(reference), Some(divergence)) = (&mut reference, &mut divergence) {
-                add_rows(reference, rows, targets, &mut divergence.reference)?;
-                divergence.add(&model.logits()?, &reference.logits()?);
+                add_rows(reference.model, rows, targets, &mut divergence.reference)?;
+                divergence.add(&model.logits()?, &reference.model.logits()?);
             }
         }
         score.windows += windows.len();
@@ -236,6 +270,9 @@ fn finite(logprob: f32) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::ModelConfig;
+    use crate::device::Device;
+    use crate::models::{DummyScheme, dummy_config};
 
     /// NLLs 1, 2, 3: mean 2, variance 1, standard error 1 / sqrt(3).
     #[test]
@@ -245,6 +282,43 @@ mod tests {
         [1.0, 2.0, 3.0].into_iter().for_each(|nll| score.add(nll));
         assert_eq!(score.perplexity(), 2.0f64.exp());
         assert!((score.nll_stderr() - 3f64.sqrt().recip()).abs() < 1e-12);
+    }
+
+    /// Whether the reference runs again or not, a model is as far from it; what it keeps stays within its room.
+    #[test]
+    fn a_reference_runs_once() {
+        let shape = dummy_config("llama-1.1b").expect("a shape");
+        let config = ModelConfig {
+            vocab_size: 96,
+            hidden_size: 64,
+            intermediate_size: 64,
+            num_layers: 2,
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 32,
+            windows: vec![None; 2],
+            ..shape
+        };
+        let dummy = |scheme| {
+            let limits = limits(8, 2, config.vocab_size);
+            let device = Device::cpu();
+            Model::dummy(config.clone(), scheme, DummyScheme::Bf16, &device, limits, &mut |_, _| {}).expect("a model")
+        };
+        let (mut model, mut exact) = (dummy(DummyScheme::WeightOnly(4, 32)), dummy(DummyScheme::Bf16));
+        let ids: Vec<u32> = (0..40).map(|i| i * 7 % 96).collect();
+        let stream_bytes = 4 * 16 * 64;
+        for (room, kept) in [(0, 0), (2 * stream_bytes - 1, 1), (usize::MAX, 3)] {
+            let mut reference = Reference::new(&mut exact, room).expect("a cache");
+            let mut divergence = || {
+                let (_, found) = score(&mut model, Some(&mut reference), &ids, 8, &mut |_| {}).expect("finite");
+                let found = found.expect("a divergence");
+                let own = Perplexity { time: Duration::ZERO, ..found.reference };
+                assert!(found.mean() > 0.0);
+                (found.mean(), found.quantile(1.0), found.top1_agreement(), own)
+            };
+            assert_eq!(divergence(), divergence());
+            assert_eq!(reference.streams.len(), kept, "passes of 16, 16 and 8 tokens in {room} bytes");
+        }
     }
 
     /// A window of 17 tokens takes two blocks; a choice of two tokens is predicted from the row before it.
