@@ -93,21 +93,25 @@ impl Layer {
     }
 }
 
-fn linear_ops(selection: &Selection) -> impl Iterator<Item = Op> {
-    selection.ops.iter().copied().filter(|&op| Layer::of(op).is_some())
+fn linear_ops(selection: &Selection) -> Vec<(Op, Layer)> {
+    selection.ops.iter().filter_map(|&op| Some((op, Layer::of(op)?))).collect()
+}
+
+/// Whether cuBLASLt's int8 product is wanted beside them.
+fn needs_int8(ops: &[(Op, Layer)]) -> bool {
+    ops.iter().any(|(_, layer)| layer.unit == Unit::Int8)
 }
 
 /// True where an op multiplies matrices: its ceilings are wanted.
 fn wants_tensor(selection: &Selection) -> bool {
-    linear_ops(selection).next().is_some() || selection.ops.contains(&Op::Attention)
+    !linear_ops(selection).is_empty() || selection.ops.contains(&Op::Attention)
 }
 
 /// Number of measurements.
 pub(super) fn count(selection: &Selection) -> usize {
-    let ops: Vec<Op> = linear_ops(selection).collect();
-    let quantized = ops.iter().filter(|&&op| op != Op::Dense).count();
-    let int8 = ops.iter().filter_map(|&op| Layer::of(op)).any(|layer| layer.unit == Unit::Int8);
-    let series = quantized + usize::from(int8) + usize::from(!ops.is_empty());
+    let ops = linear_ops(selection);
+    let quantized = ops.iter().filter(|(op, _)| *op != Op::Dense).count();
+    let series = quantized + usize::from(needs_int8(&ops)) + usize::from(!ops.is_empty());
     let ceilings = if wants_tensor(selection) { UNITS.len() * LARGE.len() } else { 0 };
     selection.shapes.len() * selection.rows.len() * series + ceilings
 }
@@ -117,7 +121,7 @@ pub(super) fn count(selection: &Selection) -> usize {
 /// # Errors
 /// `OutOfMemory`, naming the shape.
 pub(super) fn check_memory(device: &Device, selection: &Selection) -> Result<()> {
-    if linear_ops(selection).next().is_none() {
+    if linear_ops(selection).is_empty() {
         return Ok(());
     }
     let rows = most(&selection.rows);
@@ -149,33 +153,37 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
             }
         }
     }
-    let ops: Vec<Op> = linear_ops(selection).collect();
-    let rows = &selection.rows;
+    let (ops, rows) = (linear_ops(selection), &selection.rows);
     let shapes: &[Shape] = if ops.is_empty() { &[] } else { &selection.shapes };
     for &shape in shapes {
         let x = plain_input(&bench.device, shape.k, most(rows))?;
-        let needs_int8 = ops.iter().filter_map(|&op| Layer::of(op)).any(|layer| layer.unit == Unit::Int8);
-        let int8 = if needs_int8 { blas(bench, Unit::Int8, shape, &x, rows)? } else { vec![None; rows.len()] };
+        let int8 = if needs_int8(&ops) { blas(bench, Unit::Int8, shape, &x, rows)? } else { vec![None; rows.len()] };
         let float16 = blas(bench, Unit::Float16, shape, &x, rows)?;
-        for &op in &ops {
-            measure_op(bench, op, shape, &x, rows, [&int8, &float16])?;
+        for (op, layer) in &ops {
+            measure_op(bench, (*op, layer), shape, &x, rows, [&int8, &float16])?;
         }
     }
     Ok(())
 }
 
 /// Measures one op on one shape; `x` is the plain input, `blas` are cuBLASLt's times, in int8 and in 16 bit.
-fn measure_op(bench: &mut Bench, op: Op, shape: Shape, x: &Act, rows: &[usize], blas: [&Sweep; 2]) -> Result<()> {
-    let Some(layer) = Layer::of(op) else { return Ok(()) };
+fn measure_op(
+    bench: &mut Bench,
+    (op, layer): (Op, &Layer),
+    shape: Shape,
+    x: &Act,
+    rows: &[usize],
+    blas: [&Sweep; 2],
+) -> Result<()> {
     let unit = layer.unit;
-    let weights = weights(&bench.gpu, &layer, shape)?;
+    let weights = weights(&bench.gpu, layer, shape)?;
     let weight = &weights[0];
     let runs_blas = weight.kernel(1) == BLAS;
     let times = match runs_blas {
         true => blas[1].clone(), // measured already
         false if layer.norm => behind_norm(bench, &weights, rows)?,
         false => {
-            let own = own_input(&bench.device, &layer, shape.k, most(rows))?;
+            let own = own_input(&bench.device, layer, shape.k, most(rows))?;
             ours(bench, &weights, own.as_ref().unwrap_or(x), rows)?
         }
     };

@@ -34,6 +34,12 @@ pub(super) fn copies(bytes: usize) -> usize {
     COLD_BYTES.div_ceil(bytes.max(1) as u64).clamp(2, MAX_COPIES) as usize
 }
 
+/// Ops of a graph that lasts `least`, as far as `most` of them do, where a `round` of one for each of `copies` lasts so long.
+pub(super) fn ops_of_replay(copies: usize, round: Duration, least: Duration, most: usize) -> usize {
+    let rounds = (least.as_secs_f64() / round.as_secs_f64().max(1e-9)).ceil() as usize;
+    copies.max((copies * rounds.max(1)).min(most))
+}
+
 /// Measures all that is selected.
 pub(super) fn run(gpu: &CudaDevice, selection: &Selection) -> Result<Report> {
     let device = Device::Cuda(gpu.clone());
@@ -82,8 +88,7 @@ impl Bench {
             graph.launch()?;
             self.gpu.time(|| graph.launch())?
         };
-        let rounds = (REPLAY.as_secs_f64() / round.as_secs_f64().max(1e-9)).ceil() as usize;
-        let ops = copies.max((copies * rounds.max(1)).min(MAX_OPS));
+        let ops = ops_of_replay(copies, round, REPLAY, MAX_OPS);
         let graph = self.gpu.capture(|| (0..ops).try_for_each(|i| op(i % copies)))?;
         let (gpu, nvml) = (&self.gpu, self.nvml.as_ref());
         if self.busy.is_none_or(|busy| busy.elapsed() > IDLE) {
@@ -193,5 +198,13 @@ mod tests {
         assert_eq!(copies(4096 * 4096), 16);
         assert_eq!(copies(57344 * 8192), 2);
         assert_eq!(copies(0), MAX_COPIES as usize);
+    }
+
+    #[test]
+    fn a_replay_is_long_enough_or_has_the_most_ops() {
+        let of = |copies, us| ops_of_replay(copies, Duration::from_micros(us), Duration::from_millis(3), 100);
+        assert_eq!((of(16, 1000), of(16, 1001)), (48, 48));
+        assert_eq!((of(16, 5000), of(16, 1)), (16, 100));
+        assert_eq!(of(512, 1), 512, "each copy once");
     }
 }

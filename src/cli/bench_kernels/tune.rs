@@ -12,6 +12,7 @@ use crate::device::{Act, Columns, Device, PackedWeight, Tensor, Write};
 use crate::error::{Error, Result};
 
 use super::linear::{self, Layer, most};
+use super::measure::ops_of_replay;
 use super::report::percentile;
 use super::{Op, Selection, Shape};
 
@@ -129,8 +130,7 @@ impl Work<'_> {
         }
         model.launch()?;
         let round = self.gpu.time(|| model.launch())?;
-        let rounds = (REPLAY.as_secs_f64() / round.as_secs_f64().max(1e-9)).ceil() as usize;
-        let ops = copies.max((copies * rounds.max(1)).min(MAX_OPS));
+        let ops = ops_of_replay(copies, round, REPLAY, MAX_OPS);
         let tried = candidates.len();
         // Each is dropped at once where its first replay is far slower than the fastest so far.
         let mut left: Vec<Entry<'_>> = Vec::new();
