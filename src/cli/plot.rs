@@ -2,7 +2,7 @@
 
 use plotters::backend::SVGBackend;
 use plotters::coord::Shift;
-use plotters::drawing::DrawingArea;
+use plotters::drawing::{DrawingArea, DrawingAreaErrorKind};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{IntoTextStyle, RGBColor, TextStyle};
 
@@ -15,6 +15,11 @@ pub(super) const DOT: i32 = 4;
 pub(super) const LETTER: (i32, i32) = (7, 13);
 
 pub(super) type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Why something was not drawn.
+pub(super) fn reason(error: DrawingAreaErrorKind<std::io::Error>) -> String {
+    error.to_string()
+}
 
 /// Rectangles in use: left, top, right, bottom.
 pub(super) struct Labels {

@@ -14,7 +14,7 @@ use plotters::style::{Color, HSLColor, RGBAColor, RGBColor, TextStyle, WHITE};
 
 use crate::error::{Error, Result};
 
-use super::super::plot::{Canvas, DOT, GRID, LETTER, Labels, QUIET, TEXT, anchored, distance, plain, style};
+use super::super::plot::{Canvas, DOT, GRID, LETTER, Labels, QUIET, TEXT, anchored, distance, plain, reason, style};
 use super::Op;
 use super::report::{Measurement, Report, Unit};
 
@@ -99,9 +99,7 @@ fn draw(
 ) -> Result<(), String> {
     let &Roof { copy, tensor, unit } = roof;
     let (x, y) = ranges(points, copy, tensor);
-    let show = |e: plotters::drawing::DrawingAreaErrorKind<std::io::Error>| e.to_string();
-
-    root.fill(&WHITE).map_err(show)?;
+    root.fill(&WHITE).map_err(reason)?;
     let (width, height) = (SIZE.0 as i32, SIZE.1 as i32);
     let mut chart = ChartBuilder::on(root)
         .margin_top(TOP)
@@ -109,7 +107,7 @@ fn draw(
         .set_label_area_size(LabelAreaPosition::Left, LEFT)
         .set_label_area_size(LabelAreaPosition::Bottom, height - BOTTOM)
         .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())
-        .map_err(show)?;
+        .map_err(reason)?;
     chart
         .configure_mesh()
         .bold_line_style(GRID)
@@ -119,56 +117,62 @@ fn draw(
         .x_label_formatter(&|x| plain(*x))
         .y_label_formatter(&|y| plain(*y))
         .draw()
-        .map_err(show)?;
+        .map_err(reason)?;
 
     let ridge = tensor.map_or(x.end, |tensor| (tensor / copy).clamp(x.start, x.end));
     let roof = [(x.start, copy * x.start), (ridge, copy * ridge), (x.end, tensor.unwrap_or(copy * x.end))];
-    chart.draw_series(LineSeries::new(roof, TEXT.stroke_width(2))).map_err(show)?;
+    chart.draw_series(LineSeries::new(roof, TEXT.stroke_width(2))).map_err(reason)?;
     for (family, _) in families.iter().enumerate() {
         let line = points.iter().filter(|p| p.family == family).map(|p| (p.intensity, p.tera));
         chart
             .draw_series(LineSeries::new(line, color(family, families.len()).mix(0.35).stroke_width(1)))
-            .map_err(show)?;
+            .map_err(reason)?;
     }
     for p in points {
         if let Some(peer) = p.peer {
             chart
                 .draw_series([Circle::new((p.intensity, peer), DOT - 1, color(p.family, families.len()))])
-                .map_err(show)?;
+                .map_err(reason)?;
         }
     }
     for p in points {
         chart
             .draw_series([Circle::new((p.intensity, p.tera), DOT, color(p.family, families.len()).filled())])
-            .map_err(show)?;
+            .map_err(reason)?;
     }
 
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
-    let mut labels = Labels::new(
-        [LEFT, TOP, RIGHT, BOTTOM],
-        points.iter().flat_map(|p| [Some(p.tera), p.peer].into_iter().flatten().map(|tera| at(p.intensity, tera))),
-    );
-    let text = |at: (i32, i32), words: String, style: TextStyle<'static>| {
-        root.draw(&Text::new(words, at, style)).map_err(show)
-    };
     let slope_at = (x.start * ridge).sqrt().max(x.start * 1.5);
     let (slope_x, slope_y) = at(slope_at, copy * slope_at);
     let words = format!("copy {copy:.2} TB/s");
-    text((slope_x - 10, slope_y - 8), words, anchored(14, &TEXT, HPos::Right, VPos::Bottom))?;
+    text(root, (slope_x - 10, slope_y - 8), words, anchored(14, &TEXT, HPos::Right, VPos::Bottom))?;
     if let Some(tensor) = tensor {
         let words = format!("{} {tensor:.0} {}", unit_label(unit), unit_name(unit));
-        text((RIGHT - 6, at(x.end, tensor).1 - 5), words, anchored(14, &TEXT, HPos::Right, VPos::Bottom))?;
+        text(root, (RIGHT - 6, at(x.end, tensor).1 - 5), words, anchored(14, &TEXT, HPos::Right, VPos::Bottom))?;
     }
-    text((LEFT + 8, TOP + 8), unit_name(unit).into(), anchored(13, &QUIET, HPos::Left, VPos::Center))?;
+    text(root, (LEFT + 8, TOP + 8), unit_name(unit).into(), anchored(13, &QUIET, HPos::Left, VPos::Center))?;
     let words = "operations per byte of device memory".into();
-    text(((LEFT + RIGHT) / 2, BOTTOM + 38), words, anchored(13, &QUIET, HPos::Center, VPos::Center))?;
-    // Each number of rows once, under its lowest point; where a shape has but one, its name says it.
+    text(root, ((LEFT + RIGHT) / 2, BOTTOM + 38), words, anchored(13, &QUIET, HPos::Center, VPos::Center))?;
+    // Where each shape has but one number of rows, its name says it.
+    if points.len() != families.len() {
+        label_rows(root, points, at)?;
+    }
+    title(root, report, op)?;
+    legend(root, families, points.iter().any(|p| p.peer.is_some()), unit)
+}
+
+fn text(root: &Canvas<'_>, at: (i32, i32), words: String, style: TextStyle<'_>) -> Result<(), String> {
+    root.draw(&Text::new(words, at, style)).map_err(reason)
+}
+
+/// Each number of rows once, under its lowest point; `at` is where a point is in the picture.
+fn label_rows(root: &Canvas<'_>, points: &[Point], at: impl Fn(f64, f64) -> (i32, i32)) -> Result<(), String> {
+    let teras = |p: &Point| [Some(p.tera), p.peer].into_iter().flatten();
+    let dots = points.iter().flat_map(|p| teras(p).map(|tera| at(p.intensity, tera)));
+    let mut labels = Labels::new([LEFT, TOP, RIGHT, BOTTOM], dots);
     let mut rows: Vec<usize> = points.iter().map(|p| p.m).collect();
     rows.sort_unstable();
     rows.dedup();
-    if points.len() == families.len() {
-        rows.clear();
-    }
     for m in rows {
         let own = points.iter().filter(|p| p.m == m);
         let Some(lowest) = own.min_by(|a, b| a.tera.total_cmp(&b.tera)) else { continue };
@@ -176,42 +180,41 @@ fn draw(
         let from = at(lowest.intensity, lowest.tera);
         if let Some(to) = labels.place_below(from, words.len() as i32) {
             if distance(from, to) > 2 * LETTER.1 {
-                root.draw(&PathElement::new([(from.0, from.1 + DOT), (to.0, to.1)], QUIET.mix(0.5))).map_err(show)?;
+                root.draw(&PathElement::new([(from.0, from.1 + DOT), (to.0, to.1)], QUIET.mix(0.5))).map_err(reason)?;
             }
-            text(to, words, anchored(12, &QUIET, HPos::Center, VPos::Top))?;
+            text(root, to, words, anchored(12, &QUIET, HPos::Center, VPos::Top))?;
         }
     }
+    Ok(())
+}
 
+/// What was measured under which conditions, above the plot.
+fn title(root: &Canvas<'_>, report: &Report, op: Op) -> Result<(), String> {
     let conditions = &report.conditions;
-    let title = format!("{} on {}", op.name(), conditions.gpu);
-    text((LEFT, 14), title, style(20, &TEXT))?;
+    text(root, (LEFT, 14), format!("{} on {}", op.name(), conditions.gpu), style(20, &TEXT))?;
     let date = conditions.date.split('T').next().unwrap_or_default();
     let clock = conditions.sm_mhz.map(|clock| format!(", SM at {:.0} MHz", clock.median)).unwrap_or_default();
     let words = format!(
         "{}, kernels for sm_{}{clock}, {date}; ceilings measured in the same run",
         conditions.dtype, conditions.sm
     );
-    text((LEFT, 42), words, style(13, &QUIET))?;
-    legend(root, families, points.iter().any(|p| p.peer.is_some()), unit)
+    text(root, (LEFT, 42), words, style(13, &QUIET))
 }
 
 /// Shapes, and peers, at the right of the plot.
 fn legend(root: &Canvas<'_>, families: &[&str], has_peers: bool, unit: Unit) -> Result<(), String> {
-    let show = |e: plotters::drawing::DrawingAreaErrorKind<std::io::Error>| e.to_string();
     let (x, mut y) = (RIGHT + 24, TOP + 10);
-    let text = |x, y, words: &str, size: u32| {
-        root.draw(&Text::new(words.to_owned(), (x, y), anchored(size, &TEXT, HPos::Left, VPos::Center))).map_err(show)
-    };
+    let label = |y, words: String| text(root, (x + 14, y), words, anchored(14, &TEXT, HPos::Left, VPos::Center));
     let line = ((BOTTOM - TOP - 60) / families.len().max(1) as i32).min(22);
     for (family, name) in families.iter().enumerate() {
-        root.draw(&Circle::new((x, y), DOT, color(family, families.len()).filled())).map_err(show)?;
-        text(x + 14, y, name, 14)?;
+        root.draw(&Circle::new((x, y), DOT, color(family, families.len()).filled())).map_err(reason)?;
+        label(y, (*name).to_owned())?;
         y += line;
     }
     if has_peers {
         y += 12;
-        root.draw(&Circle::new((x, y), DOT - 1, QUIET)).map_err(show)?;
-        text(x + 14, y, &format!("cuBLASLt {}, same product", unit_label(unit)), 14)?;
+        root.draw(&Circle::new((x, y), DOT - 1, QUIET)).map_err(reason)?;
+        label(y, format!("cuBLASLt {}, same product", unit_label(unit)))?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use plotters::style::{Color, RGBColor, WHITE};
 
 use crate::error::{Error, Result};
 
-use super::super::plot::{Canvas, DOT, GRID, Labels, QUIET, TEXT, anchored, nearest, style};
+use super::super::plot::{Canvas, DOT, GRID, Labels, QUIET, TEXT, anchored, nearest, reason, style};
 
 /// Pixels of the picture, and of the plot in it.
 const SIZE: (u32, u32) = (960, 640);
@@ -120,8 +120,7 @@ where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    let show = |e: plotters::drawing::DrawingAreaErrorKind<std::io::Error>| e.to_string();
-    root.fill(&WHITE).map_err(show)?;
+    root.fill(&WHITE).map_err(reason)?;
     let x_start = x.start;
     let mut chart = ChartBuilder::on(root)
         .margin_top(TOP)
@@ -129,7 +128,7 @@ where
         .set_label_area_size(LabelAreaPosition::Left, LEFT)
         .set_label_area_size(LabelAreaPosition::Bottom, SIZE.1 as i32 - BOTTOM)
         .build_cartesian_2d(x, y)
-        .map_err(show)?;
+        .map_err(reason)?;
     let format_x = |x: &f64| number(*x);
     // Own ticks have own labels.
     let format_y = |y: &f64| if ticks.is_empty() { number(*y) } else { String::new() };
@@ -139,24 +138,24 @@ where
     if !ticks.is_empty() {
         mesh.disable_y_mesh().y_labels(0);
     }
-    mesh.draw().map_err(show)?;
+    mesh.draw().map_err(reason)?;
     for &tick in ticks {
         let y = chart.backend_coord(&(x_start, tick)).1;
-        root.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], GRID)).map_err(show)?;
+        root.draw(&PathElement::new([(LEFT, y), (RIGHT, y)], GRID)).map_err(reason)?;
         let label = anchored(13, &TEXT, HPos::Right, VPos::Center);
-        root.draw(&Text::new(number(tick), (LEFT - 8, y), label)).map_err(show)?;
+        root.draw(&Text::new(number(tick), (LEFT - 8, y), label)).map_err(reason)?;
     }
 
     let front = front(points);
     let line = front.iter().map(|&i| (points[i].bits, points[i].quality));
-    chart.draw_series(LineSeries::new(line, FRONT.mix(0.5).stroke_width(2))).map_err(show)?;
+    chart.draw_series(LineSeries::new(line, FRONT.mix(0.5).stroke_width(2))).map_err(reason)?;
     for (i, p) in points.iter().enumerate() {
         let at = (p.bits, p.quality);
         let dot = match front.contains(&i) {
             true => Circle::new(at, DOT + 1, FRONT.filled()),
             false => Circle::new(at, DOT + 1, BEATEN.stroke_width(2)),
         };
-        chart.draw_series([dot]).map_err(show)?;
+        chart.draw_series([dot]).map_err(reason)?;
     }
 
     let at = |p: &Point| chart.backend_coord(&(p.bits, p.quality));
@@ -173,13 +172,13 @@ where
         let Some(to) = labels.place_around(from, letters) else { continue };
         let (edge, gap) = nearest(from, to, letters);
         if gap > 3 * DOT {
-            root.draw(&PathElement::new([from, edge], QUIET.mix(0.6))).map_err(show)?;
+            root.draw(&PathElement::new([from, edge], QUIET.mix(0.6))).map_err(reason)?;
         }
-        root.draw(&Text::new(name, to, anchored(13, &TEXT, HPos::Center, VPos::Top))).map_err(show)?;
+        root.draw(&Text::new(name, to, anchored(13, &TEXT, HPos::Center, VPos::Top))).map_err(reason)?;
     }
 
     let text = |at: (i32, i32), words: &str, size: u32, color: &'static RGBColor, h: HPos| {
-        root.draw(&Text::new(words.to_owned(), at, anchored(size, color, h, VPos::Center))).map_err(show)
+        root.draw(&Text::new(words.to_owned(), at, anchored(size, color, h, VPos::Center))).map_err(reason)
     };
     let (title, unit) = match measure {
         Measure::Perplexity => ("Size and perplexity".to_owned(), "perplexity (less is better)"),
@@ -192,10 +191,11 @@ where
     text((LEFT, TOP - 18), unit, 13, &QUIET, HPos::Left)?;
     text(((LEFT + RIGHT) / 2, BOTTOM + 42), "bits per weight", 13, &QUIET, HPos::Center)?;
     let y = TOP - 18;
-    root.draw(&PathElement::new([(RIGHT - 396, y), (RIGHT - 372, y)], FRONT.mix(0.5).stroke_width(2))).map_err(show)?;
-    root.draw(&Circle::new((RIGHT - 384, y), DOT + 1, FRONT.filled())).map_err(show)?;
+    root.draw(&PathElement::new([(RIGHT - 396, y), (RIGHT - 372, y)], FRONT.mix(0.5).stroke_width(2)))
+        .map_err(reason)?;
+    root.draw(&Circle::new((RIGHT - 384, y), DOT + 1, FRONT.filled())).map_err(reason)?;
     text((RIGHT - 364, y), "on the Pareto front", 13, &TEXT, HPos::Left)?;
-    root.draw(&Circle::new((RIGHT - 222, y), DOT + 1, BEATEN.stroke_width(2))).map_err(show)?;
+    root.draw(&Circle::new((RIGHT - 222, y), DOT + 1, BEATEN.stroke_width(2))).map_err(reason)?;
     text((RIGHT - 210, y), "another is as small and as good", 13, &TEXT, HPos::Left)
 }
 
