@@ -4,7 +4,7 @@
 use lowbit::device::cpu::reference::{self, Rounding};
 use lowbit::device::{Columns, Device, Emit, PackedWeight, Write};
 use lowbit::dtype::{DType, HostData};
-use lowbit::quant::{ActQuant, Weight};
+use lowbit::quant::{ActQuant, Codebook, LinearWeight, Weight};
 
 use super::{activations, assert_untouched, cuda_devices, poisoned, poisoned_act, read};
 use crate::common::random::{Random, WeightCase};
@@ -36,13 +36,15 @@ fn run(device: &Device, w: &PackedWeight, x: &[f32], m: usize, what: &str) -> Ve
     read(device, &out, m * w.n)
 }
 
-/// Runs all candidates for all [`ROWS`] and gives their results, with name and rows, to `check`.
-fn each(device: &Device, case: WeightCase, check: impl Fn(&str, usize, &[f32], &[f32])) {
+fn weight(case: WeightCase) -> LinearWeight {
+    Random::new(5).weight(case)
+}
+
+/// Runs all candidates for all [`ROWS`] and gives their results, with name, rows and input, to `check`.
+fn each(device: &Device, weight: &LinearWeight, check: impl Fn(&str, usize, &[f32], &[f32])) {
     let Device::Cuda(gpu) = device else { panic!("a CUDA device") };
-    let mut random = Random::new(5);
-    let weight = random.weight(case);
-    let x = HostData::from_f32(device.activation_dtype(), random.normals(MOST * case.k)).to_f32();
-    let mut w = device.pack(weight).expect("pack");
+    let x = HostData::from_f32(device.activation_dtype(), Random::new(6).normals(MOST * weight.k())).to_f32();
+    let mut w = device.pack(weight.clone()).expect("pack");
     for m in ROWS {
         let candidates = gpu.candidates(&w, m);
         if candidates.is_empty() {
@@ -51,7 +53,7 @@ fn each(device: &Device, case: WeightCase, check: impl Fn(&str, usize, &[f32], &
         for choice in candidates {
             gpu.fix(&mut w, &choice);
             assert!(w.kernel(m).ends_with(&choice.config), "{} is not {}", w.kernel(m), choice.config);
-            let what = format!("{} for {m} rows of {case:?}", w.kernel(m));
+            let what = format!("{} for {m} rows of {}", w.kernel(m), w.scheme);
             check(&what, m, &x, &run(device, &w, &x, m, &what));
         }
     }
@@ -64,11 +66,11 @@ fn cuda_int8_is_exact() {
         let cpu = Device::cpu();
         let int8 = WeightCase { bits: 8, group_size: usize::MAX, activation: ActQuant::DynamicPerToken, ..CASE };
         for case in [int8, WeightCase { bits: 4, group_size: 128, ..int8 }] {
-            let w = cpu.pack(Random::new(5).weight(case)).expect("pack");
+            let w = cpu.pack(weight(case)).expect("pack");
             let expected = std::cell::OnceCell::new();
-            each(&device, case, |what, m, x, got| {
+            each(&device, &weight(case), |what, m, x, got| {
                 let expected = expected.get_or_init(|| run(&cpu, &w, x, MOST, "the CPU's"));
-                assert_exact(what, got, &expected[..m * case.n]);
+                assert_exact(what, got, &expected[..m * w.n]);
             });
         }
     }
@@ -77,16 +79,20 @@ fn cuda_int8_is_exact() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn cuda_16bit_is_bounded() {
+    let mut nf4 = weight(CASE);
+    let Weight::Quant(q) = &mut nf4.weight else { panic!("a quantized weight") };
+    q.zeros.fill(0.0);
+    q.codebook = Some(Codebook::NF4);
+    let asymmetric = weight(WeightCase { bits: 8, group_size: 64, symmetric: false, ..CASE });
     for device in cuda_devices() {
-        for case in [CASE, WeightCase { bits: 8, group_size: 64, symmetric: false, ..CASE }] {
-            let weight = Random::new(5).weight(case);
+        for weight in [&weight(CASE), &asymmetric, &nf4] {
             let Weight::Quant(q) = &weight.weight else { panic!("a quantized weight") };
             let references = std::cell::OnceCell::new();
-            each(&device, case, |what, m, x, got| {
+            each(&device, weight, |what, m, x, got| {
                 let of = |rounding| reference::linear_quant(x, q, weight.bias.as_deref(), rounding);
                 let (exact, twin) =
                     references.get_or_init(|| (of(Rounding::Exact), of(Rounding::As(device.activation_dtype()))));
-                let len = m * case.n;
+                let len = m * q.n;
                 assert_bounded(what, got, &exact[..len], &twin[..len], device.activation_dtype());
             });
         }

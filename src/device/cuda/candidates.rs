@@ -3,7 +3,7 @@
 
 use super::choose::{self, Launch, Problem};
 use super::pack::Layout;
-use super::{choose_sm90, choose_w4a8, choose_w4a16};
+use super::{choose_sm80, choose_sm90, choose_w4a8, choose_w4a16};
 
 /// One configuration of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,28 +27,33 @@ pub(super) fn family(p: &Problem) -> Option<&'static str> {
         Layout::Fragments8Bit { .. } => "w8a8_groups/sm80",
         Layout::Blocks16(shape) if shape.bits == 4 => "w4a16/sm90",
         Layout::Blocks16(_) => "w8a16/sm90",
-        _ => return None,
+        Layout::Fragments16Bit { bits: 4 } => "w4a16/sm80",
+        Layout::Fragments16Bit { .. } => "w8a16/sm80",
+        Layout::FragmentsCodebook => "c4a16/sm80",
+        Layout::Dense { .. } | Layout::Canonical { .. } | Layout::CanonicalCodebook => return None,
     })
 }
 
-/// Configurations among which the fastest for `m` rows should be, each valid for any number of rows; none where
-/// [`family`] is `None`.
+/// Configurations among which the fastest for `m` rows should be, each valid for as many rows or fewer; none where [`family`]
+/// is `None`.
 pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
     match p.layout {
         _ if family(p).is_none() => Vec::new(),
         Layout::Blocks8 => choose_sm90::candidates(p, m),
         Layout::Blocks16(shape) => choose_w4a16::candidates(p, shape, m),
         Layout::Blocks4(_) => choose_w4a8::candidates(p, m),
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::candidates(p, m),
         _ => choose::candidates(p, m),
     }
 }
 
-/// The launch of `config`, which is of [`candidates`] of `p`, for `m` rows, `m` at least 1.
+/// The launch of `config`, one of [`candidates`] of `p` and `m` rows or more, for `m` rows, `m` at least 1.
 pub(super) fn launch(p: &Problem, config: Config, m: usize) -> Launch {
     match p.layout {
         Layout::Blocks8 => choose_sm90::with_config(p, config, m),
         Layout::Blocks16(shape) => choose_w4a16::with_config(p, shape, config, m),
         Layout::Blocks4(shape) => choose_w4a8::with_config(p, shape, config, m),
+        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::with_config(p, config, m),
         _ => choose::with_config(p, config, m),
     }
 }

@@ -103,9 +103,6 @@ const DENSE: [Tile; 3] = [
     Tile { bm: 128, bn: 128, bk: 64, warps_m: 2, warps_n: 4, stages: 3, rate: 1.0 },
 ];
 
-/// Most rows of gemm_w4a16/gemv, and most weights: of more gemm_w4a16/sm80 reads more bytes a second.
-const GEMV_ROWS: usize = 8;
-const GEMV_WEIGHTS: usize = 200_000_000;
 /// Warps of a block, and rows it takes, in gemm_any.
 const ANY_WARPS: usize = 8;
 const ANY_ROWS: usize = 8;
@@ -118,9 +115,6 @@ pub(super) fn choose(p: &Problem, m: usize) -> Launch {
         Layout::Rows8 | Layout::Fragments8Bit { .. } => int8(p, m, best(tiles(p), p, m)),
         Layout::Blocks4(shape) => choose_w4a8::w4a8(p, shape, m),
         Layout::Blocks16(shape) => choose_w4a16::w4a16(p, shape, m),
-        Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook if m <= GEMV_ROWS && p.n * p.k <= GEMV_WEIGHTS => {
-            gemv(p)
-        }
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::w4a16(p, m),
         Layout::Dense { aligned: true } => {
             let tile = best(&DENSE, p, m);
@@ -180,7 +174,6 @@ fn int8(p: &Problem, m: usize, tile: &Tile) -> Launch {
 pub(super) fn choose_batch_invariant(p: &Problem, m: usize) -> Launch {
     match p.layout {
         Layout::Blocks16(shape) => choose_w4a16::batch_invariant(p, shape, m),
-        // gemv splits k over its warps.
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::batch_invariant(p, m),
         _ => choose(p, m),
     }
@@ -207,30 +200,6 @@ fn tiled(
     let blocks = tile.count(m, p.n) as u32;
     let grid = Grid::new([blocks, 1, 1], tile.threads(), shared as u32);
     Launch { module, function, config, grid, box_rows: 0, cut_tiles: 0 }
-}
-
-/// Four tiles of 16 rows to a warp share what is read of x; one makes more blocks. Four once they make blocks for two of three
-/// multiprocessors.
-fn gemv(p: &Problem) -> Launch {
-    let (name, _) = codes(p.layout);
-    let tiles = if 3 * p.n.div_ceil(64) >= 2 * p.sm_count as usize { 4 } else { 1 };
-    Launch {
-        module: "gemm_w4a16/gemv",
-        function: format!("gemv_{name}a16_1x{tiles}_{}", p.suffix),
-        config: format!("{name} 8x{}", 16 * tiles),
-        grid: Grid::new([p.n.div_ceil(16 * tiles) as u32, 1, 1], 256, 0),
-        box_rows: 0,
-        cut_tiles: 0,
-    }
-}
-
-/// What kernels of gemm_w4a16 are called by, and the bits of their codes.
-pub(super) fn codes(layout: Layout) -> (&'static str, usize) {
-    match layout {
-        Layout::FragmentsCodebook => ("c4", 4),
-        Layout::Fragments16Bit { bits: 4 } => ("w4", 4),
-        _ => ("w8", 8),
-    }
 }
 
 fn any(p: &Problem, m: usize, function: String, config: &str) -> Launch {
@@ -298,8 +267,6 @@ pub(super) mod tests {
         assert_eq!(without_last(uses(w4a8, "GEMM_W4A8_BITS")), table(&W4A8, false));
         let dense = include_str!("../../../kernels/gemm_16bit/sm80.cu");
         assert_eq!(without_last(uses(dense, "GEMM_16BIT_TYPES")), table(&DENSE, false));
-        let gemv = uses(include_str!("../../../kernels/gemm_w4a16/gemv.cu"), "GEMV_W4A16_TYPES");
-        assert_eq!(gemv, [[1, 1], [1, 4]]);
         let any = include_str!("../../../kernels/gemm_any/any.cu");
         assert!(any.contains(&format!("constexpr int WARPS = {ANY_WARPS};")));
         assert!(any.contains(&format!("constexpr int ROWS = {ANY_ROWS};")));

@@ -1,10 +1,18 @@
-//! Configurations of gemm_w4a16/sm80, how its tiles are shared out, and which configuration runs a shape: by times measured
-//! on an H200 (docs/kernels-linear.md).
+//! Configurations of gemm_w4a16/gemv and gemm_w4a16/sm80, how tiles of the second are shared out, and which configuration runs a
+//! shape: by times measured on an H200 (docs/kernels-linear.md).
 
-use super::choose::{Launch, Problem, codes};
+use super::candidates::Config;
+use super::choose::{Launch, Problem};
+use super::pack::Layout;
 use super::{COUNTERS, Grid, WORKSPACE_BYTES};
 
-/// Where the kernels are.
+/// Tiles of 16 rows of w that a warp of gemm_w4a16/gemv has: four share what is read of x, one makes more blocks.
+const GEMV: [usize; 2] = [1, 4];
+/// Most rows of gemm_w4a16/gemv, and most weights: of more gemm_w4a16/sm80 reads more bytes a second.
+const GEMV_ROWS: usize = 8;
+const GEMV_WEIGHTS: usize = 200_000_000;
+
+/// Where the kernels of the tiles are.
 pub(super) const MODULE: &str = "gemm_w4a16/sm80";
 /// Columns of k in a stage.
 const SLICE: usize = 64;
@@ -51,6 +59,12 @@ struct Plan {
 impl Tile {
     fn threads(&self) -> usize {
         32 * self.warps_m * self.warps_n
+    }
+
+    /// Whether the GPU has room for it, and weights of `p` may be multiplied as it does.
+    fn takes(&self, p: &Problem) -> bool {
+        let (_, bits) = codes(p.layout);
+        self.shared_bytes(bits) <= p.max_shared as usize && (self.bm <= UNROUNDED_ROWS || !p.sums_only)
     }
 
     /// The ring, and 192 bytes of scales and zero points for 16 rows of w of each warp.
@@ -121,18 +135,56 @@ impl Tile {
 
 /// The launch of W4A16 and W8A16 for `m` rows, `m` at least 1.
 pub(super) fn w4a16(p: &Problem, m: usize) -> Launch {
-    launch(p, tiles(p).filter(|tile| tile.bm <= UNROUNDED_ROWS || !p.sums_only).flat_map(|tile| tile.plans(p, m)))
+    if m <= GEMV_ROWS && p.n * p.k <= GEMV_WEIGHTS {
+        // Wide blocks once they are as many as two of three multiprocessors.
+        let is_wide = 3 * p.n.div_ceil(16 * GEMV[1]) >= 2 * p.sm_count as usize;
+        return gemv(p, GEMV[usize::from(is_wide)]);
+    }
+    launch(p, TILES.iter().filter(|tile| tile.takes(p)).flat_map(|tile| tile.plans(p, m)))
 }
 
-/// The same with one order of sums for all `m`: whole tiles, and scales on the sums of groups.
+/// The same with one order of sums for all `m`: whole tiles, and scales on the sums of groups. Warps of gemm_w4a16/gemv share k.
 pub(super) fn batch_invariant(p: &Problem, m: usize) -> Launch {
-    launch(p, tiles(p).filter(|tile| tile.bm <= UNROUNDED_ROWS).map(|tile| tile.whole(p, m)))
+    let unrounded = TILES.iter().filter(|tile| tile.takes(p) && tile.bm <= UNROUNDED_ROWS);
+    launch(p, unrounded.map(|tile| tile.whole(p, m)))
 }
 
-/// Tiles that fit the GPU.
-fn tiles(p: &Problem) -> impl Iterator<Item = &'static Tile> {
-    let (_, bits) = codes(p.layout);
-    TILES.iter().filter(move |tile| tile.shared_bytes(bits) <= p.max_shared as usize)
+/// Configurations among which the fastest for `m` rows should be: of [`GEMV`], then of [`TILES`].
+pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
+    let gemv = (0..GEMV.len()).filter(|_| m <= GEMV_ROWS);
+    let most_rows = 2 * m.next_power_of_two().max(8);
+    let tiles = (0..TILES.len()).filter(|&i| TILES[i].takes(p) && TILES[i].bm <= most_rows);
+    gemv.chain(tiles.map(|i| GEMV.len() + i)).map(|tile| Config { tile, splits: 0 }).collect()
+}
+
+/// The launch of one of [`candidates`]; how a tile is shared out is the cost model's choice.
+pub(super) fn with_config(p: &Problem, config: Config, m: usize) -> Launch {
+    match config.tile.checked_sub(GEMV.len()) {
+        None => gemv(p, GEMV[config.tile]),
+        Some(tile) => launch(p, TILES[tile].plans(p, m)),
+    }
+}
+
+/// What kernels are called by, and the bits of their codes.
+fn codes(layout: Layout) -> (&'static str, usize) {
+    match layout {
+        Layout::FragmentsCodebook => ("c4", 4),
+        Layout::Fragments16Bit { bits: 4 } => ("w4", 4),
+        _ => ("w8", 8),
+    }
+}
+
+/// The launch of gemm_w4a16/gemv with `tiles` of [`GEMV`] a warp.
+fn gemv(p: &Problem, tiles: usize) -> Launch {
+    let (name, _) = codes(p.layout);
+    Launch {
+        module: "gemm_w4a16/gemv",
+        function: format!("gemv_{name}a16_1x{tiles}_{}", p.suffix),
+        config: format!("{name} {GEMV_ROWS}x{}", 16 * tiles),
+        grid: Grid::new([p.n.div_ceil(16 * tiles) as u32, 1, 1], 256, 0),
+        box_rows: 0,
+        cut_tiles: 0,
+    }
 }
 
 /// The best of `plans`.
@@ -176,7 +228,9 @@ mod tests {
     const W4: Layout = Layout::Fragments16Bit { bits: 4 };
 
     #[test]
-    fn the_table_is_that_of_the_kernels() {
+    fn tables_are_those_of_the_kernels() {
+        let gemv = uses(include_str!("../../../kernels/gemm_w4a16/gemv.cu"), "GEMV_W4A16_TYPES");
+        assert_eq!(gemv, GEMV.map(|tiles| vec![1, tiles as u32]));
         let source = include_str!("../../../kernels/gemm_w4a16/sm80.cu");
         let row = |t: &Tile| [t.bm, t.bn, t.warps_m, t.warps_n, t.stages, t.blocks].map(|x| x as u32).to_vec();
         assert_eq!(uses(source, "GEMM_W4A16_TYPES"), TILES.iter().map(row).collect::<Vec<_>>());
@@ -187,7 +241,7 @@ mod tests {
         }
     }
 
-    /// Every launch fits the GPU, its sums the workspace and its cut tiles the counters; blocks are no more than slices.
+    /// Every launch of a tile fits the GPU, its sums the workspace and its cut tiles the counters; blocks are no more than slices.
     #[test]
     fn every_launch_is_one_that_the_gpu_takes() {
         for (sm_count, max_shared) in [(132, 226 << 10), (108, 162 << 10), (128, 99 << 10), (20, 99 << 10)] {
@@ -195,7 +249,9 @@ mod tests {
                 for m in [1, 9, 16, 17, 33, 64, 65, 128, 257, 1024, 4096, 65536] {
                     for (n, k) in [(1, 8), (33, 200), (4096, 4096), (6144, 4096), (4096, 14336), (57344, 8192)] {
                         let p = Problem { sm_count, max_shared, ..problem(n, k, Layout::Fragments16Bit { bits }) };
-                        for launch in [w4a16(&p, m), batch_invariant(&p, m)] {
+                        let tiled = candidates(&p, m).into_iter().filter(|config| config.tile >= GEMV.len());
+                        let tiled = tiled.map(|config| with_config(&p, config, m));
+                        for launch in tiled.chain([batch_invariant(&p, m)]) {
                             let Grid { blocks: [blocks, ..], threads, shared_bytes, .. } = launch.grid;
                             let what = format!("{launch:?} of {m} x {n} x {k}");
                             let shape = launch.config.split_once(' ').expect("name and tile").1;

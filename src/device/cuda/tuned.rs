@@ -210,12 +210,13 @@ mod tests {
         let blocks16 = |bits| Layout::Blocks16(BlockShape { bits, groups: 1, low_scales: false, zeros: false });
         let blocks4 = Layout::Blocks4(NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 });
         let largest = Layout::Blocks16(BlockShape { bits: 8, groups: 4, low_scales: true, zeros: true });
-        let fragments = [4, 8].map(|bits| (Layout::Fragments8Bit { bits }, false));
+        let fragments = [4, 8].map(|bits| [Layout::Fragments8Bit { bits }, Layout::Fragments16Bit { bits }]);
+        let fragments = [Layout::FragmentsCodebook].into_iter().chain(fragments.into_iter().flatten());
         let int8 = [(Layout::Blocks8, false), (Layout::Rows8, false), (Layout::Rows8, true), (blocks4, false)];
         [(blocks16(4), false), (blocks16(8), false), (largest, false)]
             .into_iter()
             .chain(int8)
-            .chain(fragments)
+            .chain(fragments.map(|layout| (layout, false)))
             .collect()
     }
 
