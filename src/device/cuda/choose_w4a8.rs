@@ -101,7 +101,7 @@ fn few(p: &Problem, shape: NibbleShape, m: usize) -> Option<&'static Few> {
 
 /// Configurations among which the fastest for `m` rows should be: of [`FEW`], then of [`TILES`].
 pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
-    let covers = |tokens: usize| (m..=16 * m).contains(&(2 * tokens)) || tokens >= NARROW_ROWS;
+    let covers = |tokens: usize| (m..=16 * m.max(2)).contains(&(2 * tokens)) || tokens >= NARROW_ROWS;
     let few = (0..FEW.len()).filter(|&i| covers(FEW[i].tokens));
     let tiles = (0..TILES.len()).filter(|i| covers(TILES[*i].tokens) && (!p.x_u8 || TILES_U8.contains(i)));
     few.chain(tiles.map(|i| FEW.len() + i)).map(|tile| Config { tile, splits: 0 }).collect()
