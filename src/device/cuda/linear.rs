@@ -12,11 +12,11 @@ use super::abi::{
 use super::blas::Product;
 use super::choose::Launch;
 use super::ops::{flip, u32_of};
-use super::pack::{CudaPacked, Layout, padded_n};
+use super::pack::{CudaPacked, Layout, cuda_packed, padded_n};
 use super::pack_blocks::{COLUMNS, ROWS};
 use super::scale_parts::ScaleParts;
 use super::{Buffer, CudaDevice, choose_sm80, choose_w4a8, tensor_map};
-use crate::device::{Act, Activation, Columns, Output, PackedBody, PackedWeight, Tensor, Write};
+use crate::device::{Act, Activation, Columns, Output, PackedWeight, Tensor, Write};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::Codebook;
@@ -31,9 +31,7 @@ pub(crate) fn linear(
     write: Write,
     m: usize,
 ) -> Result<()> {
-    let PackedBody::Cuda(w) = &w.body else {
-        return Err(mismatch("a weight packed for CUDA", "one packed for the CPU"));
-    };
+    let w = cuda_packed("linear", w)?;
     let y = destination(device, out, columns, w, write, m)?;
     if w.is_for_blas() {
         let input = input(device, x, w, m)?;
@@ -49,9 +47,7 @@ pub(crate) fn linear(
 
 /// `out = codes of activation(x * w^T + bias)`; the op table has checked `out`.
 pub(crate) fn linear_codes(device: &CudaDevice, out: &mut Act, x: &Act, w: &PackedWeight, m: usize) -> Result<()> {
-    let PackedBody::Cuda(w) = &w.body else {
-        return Err(mismatch("a weight packed for CUDA", "one packed for the CPU"));
-    };
+    let w = cuda_packed("linear_codes", w)?;
     let (mode, scale, zero) = match w.epilogue.output {
         Output::Floats => return Err(mismatch("a weight whose epilogue quantizes", "one that gives floats")),
         Output::Static { scale, zero_point } => (abi::LOWBIT_OUT_STATIC, scale, zero_point),

@@ -6,7 +6,7 @@ use super::candidates::{self, Config};
 use super::choose::{Launch, Problem, choose, choose_batch_invariant};
 use super::ops::u32_of;
 use super::pack_blocks::{BlockShape, ROWS};
-use super::pack_host::{HostPacked, steps_fit_i8};
+use super::pack_host::{pack_on_host, steps_fit_i8};
 use super::pack_w4a8::NibbleShape;
 use super::repack::repack;
 use super::scale_parts::ScaleParts;
@@ -15,7 +15,7 @@ use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
 
 /// How the bytes of a weight lie, which is also which kernels read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,10 +149,7 @@ impl CudaDevice {
     /// # Errors
     /// `OutOfMemory`; `Cuda`; `Shape` for a weight packed for another device.
     pub fn duplicate(&self, weight: &PackedWeight) -> Result<PackedWeight> {
-        let PackedBody::Cuda(packed) = &weight.body else {
-            let (expected, got) = ("a weight packed for CUDA".into(), "one packed for the CPU".into());
-            return Err(Error::Shape { op: "duplicate", expected, got });
-        };
+        let packed = cuda_packed("duplicate", weight)?;
         let copy = |part: &Option<Buffer>| part.as_ref().map(Buffer::duplicate).transpose();
         let body = CudaPacked {
             device: packed.device.clone(),
@@ -163,36 +160,56 @@ impl CudaDevice {
             bias: copy(&packed.bias)?,
             fixed: copy(&packed.fixed)?,
             tuned: packed.tuned.clone(),
-            ..**packed
+            ..*packed
         };
         let order = weight.order.as_ref().map(|order| Ok(order.cuda()?.duplicate()?.into())).transpose()?;
         Ok(PackedWeight { order, body: PackedBody::Cuda(Box::new(body)), ..*weight })
     }
-}
 
-impl CudaDevice {
     /// What a packed weight holds: its codes, then those there are of scales, zero points and sums.
     ///
     /// # Errors
     /// `Cuda`; `Shape` for a weight packed for another device.
     pub fn contents(&self, weight: &PackedWeight) -> Result<Vec<HostData>> {
-        let PackedBody::Cuda(packed) = &weight.body else {
-            let (expected, got) = ("a weight packed for CUDA".into(), "one packed for the CPU".into());
-            return Err(Error::Shape { op: "contents", expected, got });
-        };
+        let packed = cuda_packed("contents", weight)?;
         let beside = [&packed.scales, &packed.zeros, &packed.sums].into_iter().flatten();
         std::iter::once(&packed.weights).chain(beside).map(|buffer| buffer.download(buffer.len())).collect()
     }
 }
 
-/// Of 16-bit activations, sm_90's kernels alone have SwiGLU.
+/// What `op` needs of `weight`.
+pub(super) fn cuda_packed<'a>(op: &'static str, weight: &'a PackedWeight) -> Result<&'a CudaPacked> {
+    match &weight.body {
+        PackedBody::Cuda(packed) => Ok(packed),
+        PackedBody::Cpu(_) => {
+            Err(Error::Shape { op, expected: "a weight packed for CUDA".into(), got: "one packed for the CPU".into() })
+        }
+    }
+}
+
+/// Fails where the kernels that would run `weight` do not have `epilogue`.
 pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogue: Epilogue) -> Result<()> {
-    let Weight::Quant(q) = &weight.weight else { return Ok(()) };
-    let needs_blocks = epilogue != Epilogue::NONE && weight.activation == ActQuant::None;
-    if needs_blocks && !(device.uses_sm90() && BlockShape::of(q, device.dtype()).is_some()) {
+    // To find the layout may take a look at every code, which is done only where something depends on it.
+    let is_on_codes = weight.activation != ActQuant::None && epilogue.output != Output::Groups;
+    if epilogue == Epilogue::NONE || is_on_codes {
+        return Ok(());
+    }
+    check_kernels(layout(weight, device), weight, epilogue)
+}
+
+/// Fails where the kernels of `layout`, which is `weight`'s, do not have `epilogue`.
+fn check_kernels(layout: Layout, weight: &LinearWeight, epilogue: Epilogue) -> Result<()> {
+    let is_on_floats = epilogue != Epilogue::NONE && weight.activation == ActQuant::None;
+    if is_on_floats && !matches!(layout, Layout::Blocks16(_)) {
         return Err(Error::unsupported(
             format!("SwiGLU fused into a weight of scheme {} on this GPU", weight.scheme()),
             "Kernels of compute capability 9.0 have it, for weights that their blocks hold: use silu_mul",
+        ));
+    }
+    if epilogue.output == Output::Groups && !matches!(layout, Layout::Rows8 | Layout::Blocks8) {
+        return Err(Error::unsupported(
+            format!("codes in groups from a weight of scheme {}, k = {}", weight.scheme(), weight.k()),
+            "Only 8-bit weights with a scale a channel and k a multiple of 16 have them",
         ));
     }
     Ok(())
@@ -205,48 +222,47 @@ pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogu
 pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epilogue) -> Result<PackedWeight> {
     check(&weight)?;
     epilogue.check(&weight)?;
-    check_epilogue(device, &weight, epilogue)?;
+    let layout = layout(&weight, device);
+    check_kernels(layout, &weight, epilogue)?;
     let scheme = weight.scheme();
     let (n, k) = (weight.n(), weight.k());
     u32_of(n.next_multiple_of(256))?;
     u32_of(k.next_multiple_of(256))?;
     let upload = |data: HostData| Buffer::upload(device, &data);
     let fixed = Some(epilogue.fixed_point(&weight)?).filter(|columns| !columns.is_empty());
-    if epilogue.activation == Activation::SwiGlu {
-        interleave(&mut weight, device);
+    if epilogue.activation == Activation::SwiGlu && !matches!(layout, Layout::Canonical { .. }) {
+        interleave(&mut weight);
     }
     let bias = weight.bias.map(HostData::F32).map(upload).transpose()?;
-    let mut order = None;
-    let mut scale_parts = ScaleParts::One;
+    let (mut order, mut zero, mut scale_parts) = (None, 0, ScaleParts::One);
     let packed = match weight.weight {
         Weight::Dense { data, .. } => {
             let dtype = device.dtype();
             let data = if data.dtype() == dtype { data } else { HostData::from_f32(dtype, data.to_f32()) };
-            Packed::new(Layout::Dense { aligned: k.is_multiple_of(8) }, upload(data)?)
+            Packed::new(upload(data)?)
         }
         Weight::Quant(mut q) => {
             order = q.order.take().map(|order| upload(HostData::U32(order))).transpose()?;
-            let layout = layout(&q, weight.activation, device);
-            check_output(layout, epilogue, &scheme, k)?;
             let beside = Beside::of(layout, &q, weight.activation);
-            if beside.order.is_some() {
+            zero = beside.zero;
+            if let Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook = layout {
                 scale_parts = ScaleParts::of(&q.scales, largest(&q), device.dtype());
             }
             match repack(device, layout, &q, &beside)? {
                 Some(packed) => packed,
-                None => HostPacked::new(layout, &q, &beside, device.dtype()).upload(device)?,
+                None => pack_on_host(layout, &q, &beside, device.dtype()).upload(device)?,
             }
         }
     };
     let mut body = CudaPacked {
         device: device.clone(),
-        layout: packed.layout,
+        layout,
         n,
         k,
         group_size: scheme.group_size.unwrap_or(k),
         outliers: matches!(scheme.activation, ActQuant::LlmInt8 { .. }),
         codebook: scheme.codebook,
-        zero: packed.zero,
+        zero,
         x_zero: weight.activation.zero_point(),
         x_zeros: weight.activation == ActQuant::DynamicAsymmetric,
         weights: packed.weights,
@@ -271,31 +287,30 @@ fn largest(q: &QuantWeight) -> f32 {
     }
 }
 
-/// Codes in groups leave the kernels of some layouts alone.
-fn check_output(layout: Layout, epilogue: Epilogue, scheme: &Scheme, k: usize) -> Result<()> {
-    if epilogue.output == Output::Groups && !matches!(layout, Layout::Rows8 | Layout::Blocks8) {
-        return Err(Error::unsupported(
-            format!("codes in groups from a weight of scheme {scheme}, k = {k}"),
-            "Only 8-bit weights with a scale a channel and k a multiple of 16 have them",
-        ));
-    }
-    Ok(())
-}
-
-/// A packed weight in GPU memory.
+/// A packed weight: of `HostData`, or of `Buffer` in GPU memory.
 #[derive(Debug)]
-pub(super) struct Packed {
-    pub(super) layout: Layout,
-    pub(super) weights: Buffer,
-    pub(super) zero: u32,
-    pub(super) scales: Option<Buffer>,
-    pub(super) zeros: Option<Buffer>,
-    pub(super) sums: Option<Buffer>,
+pub(super) struct Packed<T> {
+    pub(super) weights: T,
+    pub(super) scales: Option<T>,
+    pub(super) zeros: Option<T>,
+    pub(super) sums: Option<T>,
 }
 
-impl Packed {
-    pub(super) fn new(layout: Layout, weights: Buffer) -> Self {
-        Packed { layout, weights, zero: 0, scales: None, zeros: None, sums: None }
+impl<T> Packed<T> {
+    pub(super) fn new(weights: T) -> Self {
+        Packed { weights, scales: None, zeros: None, sums: None }
+    }
+}
+
+impl Packed<HostData> {
+    fn upload(self, device: &CudaDevice) -> Result<Packed<Buffer>> {
+        let upload = |data: HostData| Buffer::upload(device, &data);
+        Ok(Packed {
+            weights: upload(self.weights)?,
+            scales: self.scales.map(upload).transpose()?,
+            zeros: self.zeros.map(upload).transpose()?,
+            sums: self.sums.map(upload).transpose()?,
+        })
     }
 }
 
@@ -342,13 +357,9 @@ impl Beside {
     }
 }
 
-/// Gate above up as 8 rows of gate, 8 of up, and so on, for layouts whose kernels own such blocks. A canonical weight stays
-/// as it is.
-fn interleave(weight: &mut LinearWeight, device: &CudaDevice) {
+/// Gate above up as 8 rows of gate, 8 of up, and so on, for kernels that own such blocks: all but those of canonical codes.
+fn interleave(weight: &mut LinearWeight) {
     let Weight::Quant(q) = &mut weight.weight else { return };
-    if matches!(layout(q, weight.activation, device), Layout::Canonical { .. }) {
-        return;
-    }
     let n = q.n;
     let rows: Vec<u32> = (0..n as u32).collect();
     q.codes.gather_rows(q.k, &interleaved(&rows, n));
@@ -366,18 +377,19 @@ pub(super) fn interleaved<T: Copy>(values: &[T], n: usize) -> Vec<T> {
     gate.chunks(block).zip(up.chunks(block)).flat_map(|(gate, up)| [gate, up].concat()).collect()
 }
 
-/// The layout of the fastest kernels that `device` has for `q`.
-fn layout(q: &QuantWeight, activation: ActQuant, device: &CudaDevice) -> Layout {
-    let blocks = match activation {
-        ActQuant::None if device.uses_sm90() => BlockShape::of(q, device.dtype()).map(Layout::Blocks16),
-        ActQuant::None | ActQuant::LlmInt8 { .. } => None,
-        _ if device.uses_sm90() => NibbleShape::of(q).map(Layout::Blocks4),
-        _ => None,
+/// The layout of the fastest kernels that `device` has for `weight`. The order of its rows makes no difference.
+fn layout(weight: &LinearWeight, device: &CudaDevice) -> Layout {
+    let Weight::Quant(q) = &weight.weight else { return Layout::Dense { aligned: weight.k().is_multiple_of(8) } };
+    let blocks = match weight.activation {
+        _ if !device.uses_sm90() => None,
+        ActQuant::None => BlockShape::of(q, device.dtype()).map(Layout::Blocks16),
+        ActQuant::LlmInt8 { .. } => None,
+        _ => NibbleShape::of(q).map(Layout::Blocks4),
     };
-    blocks.unwrap_or_else(|| general_layout(q, activation, device.uses_sm90()))
+    blocks.unwrap_or_else(|| general_layout(q, weight.activation, device.uses_sm90()))
 }
 
-/// The same among those of no shape of their own, for kernels of sm_90 too where `sm90`.
+/// The layout of `q` among those without blocks that have a shape, for kernels of sm_90 too where `sm90`.
 pub(super) fn general_layout(q: &QuantWeight, activation: ActQuant, sm90: bool) -> Layout {
     let per_channel = q.groups() == 1;
     let whole_groups = per_channel || q.group_size.is_multiple_of(32);

@@ -4,64 +4,38 @@
 use rayon::prelude::*;
 
 use super::pack::{Beside, Layout, Order, Packed, padded_n};
-use super::{Buffer, CudaDevice};
 use crate::dtype::{DType, HostData};
-use crate::error::Result;
 use crate::quant::QuantWeight;
 
-/// A packed weight on the host: what `repack` does on the GPU is held against it.
-#[derive(Debug)]
-pub(super) struct HostPacked {
-    layout: Layout,
-    weights: HostData,
-    zero: u32,
-    scales: Option<Vec<f32>>,
-    zeros: Option<HostData>,
-    sums: Option<Vec<i32>>,
-}
-
-impl HostPacked {
-    pub(super) fn new(layout: Layout, q: &QuantWeight, beside: &Beside, dtype: DType) -> Self {
-        let _unpacked: &[u8] = &q.codes; // before cores share the work
-        let weights = match layout {
-            Layout::Rows8 => HostData::I8(steps(q)),
-            Layout::Blocks8 => HostData::I8(blocks8(q)),
-            Layout::Blocks16(shape) => HostData::U8(shape.pack(q, dtype)),
-            Layout::Blocks4(shape) => HostData::U8(shape.pack(q)),
-            Layout::Fragments8Bit { bits: 8 } => {
-                let steps: Vec<u8> = steps(q).into_iter().map(|step| step as u8).collect();
-                HostData::U8(fragments8(q.n, q.k, &steps))
-            }
-            Layout::Fragments8Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_8BIT)),
-            Layout::Fragments16Bit { bits: 8 } => HostData::U8(fragments8(q.n, q.k, &q.codes)),
-            Layout::Fragments16Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_16BIT)),
-            Layout::FragmentsCodebook => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_CODEBOOK)),
-            Layout::Canonical { .. } | Layout::CanonicalCodebook => HostData::U8(q.codes.to_vec()),
-            Layout::Dense { .. } => unreachable!("of unquantized weights"),
-        };
-        let zeros = beside.zeros.then(|| match beside.order {
-            Some(order @ Order::ByGroup { .. }) => {
-                let zeros = ordered(q, &q.zeros, order);
-                HostData::U8(zeros.into_iter().flat_map(|z| (z as u16).to_le_bytes()).collect())
-            }
-            _ => HostData::F32(q.zeros.clone()),
-        });
-        let scales = beside.order.map(|order| ordered(q, &q.scales, order));
-        let sums = beside.order.filter(|_| beside.sums).map(|order| ordered(q, &group_sums(q), order));
-        HostPacked { layout, weights, zero: beside.zero, scales, zeros, sums }
-    }
-
-    pub(super) fn upload(self, device: &CudaDevice) -> Result<Packed> {
-        let upload = |data: HostData| Buffer::upload(device, &data);
-        Ok(Packed {
-            layout: self.layout,
-            weights: upload(self.weights)?,
-            zero: self.zero,
-            scales: self.scales.map(HostData::F32).map(upload).transpose()?,
-            zeros: self.zeros.map(upload).transpose()?,
-            sums: self.sums.map(HostData::I32).map(upload).transpose()?,
-        })
-    }
+/// `q` in `layout`, with what lies `beside`, for activations of `dtype`.
+pub(super) fn pack_on_host(layout: Layout, q: &QuantWeight, beside: &Beside, dtype: DType) -> Packed<HostData> {
+    let _unpacked: &[u8] = &q.codes; // before cores share the work
+    let weights = match layout {
+        Layout::Rows8 => HostData::I8(steps(q)),
+        Layout::Blocks8 => HostData::I8(blocks8(q)),
+        Layout::Blocks16(shape) => HostData::U8(shape.pack(q, dtype)),
+        Layout::Blocks4(shape) => HostData::U8(shape.pack(q)),
+        Layout::Fragments8Bit { bits: 8 } => {
+            let steps: Vec<u8> = steps(q).into_iter().map(|step| step as u8).collect();
+            HostData::U8(fragments8(q.n, q.k, &steps))
+        }
+        Layout::Fragments8Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_8BIT)),
+        Layout::Fragments16Bit { bits: 8 } => HostData::U8(fragments8(q.n, q.k, &q.codes)),
+        Layout::Fragments16Bit { .. } => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_16BIT)),
+        Layout::FragmentsCodebook => HostData::U8(fragments4(q.n, q.k, &q.codes, NIBBLES_CODEBOOK)),
+        Layout::Canonical { .. } | Layout::CanonicalCodebook => HostData::U8(q.codes.to_vec()),
+        Layout::Dense { .. } => unreachable!("of unquantized weights"),
+    };
+    let zeros = beside.zeros.then(|| match beside.order {
+        Some(order @ Order::ByGroup { .. }) => {
+            let zeros = ordered(q, &q.zeros, order);
+            HostData::U8(zeros.into_iter().flat_map(|z| (z as u16).to_le_bytes()).collect())
+        }
+        _ => HostData::F32(q.zeros.clone()),
+    });
+    let scales = beside.order.map(|order| HostData::F32(ordered(q, &q.scales, order)));
+    let sums = beside.order.filter(|_| beside.sums).map(|order| HostData::I32(ordered(q, &group_sums(q), order)));
+    Packed { weights, scales, zeros, sums }
 }
 
 /// Code minus zero point, which [`steps_fit_i8`], one zero point a row, in blocks of 64 rows x 128 columns, those of the

@@ -40,9 +40,9 @@ fn symmetric(n: usize, k: usize, bits: u8, group_size: usize) -> QuantWeight {
     weight(n, k, bits, group_size, |_| f32::from(1u16 << (bits - 1)))
 }
 
-fn host_packed(q: &QuantWeight, activation: ActQuant, sm90: bool) -> HostPacked {
+fn host_packed(q: &QuantWeight, activation: ActQuant, sm90: bool) -> (Layout, Packed<HostData>) {
     let layout = general_layout(q, activation, sm90);
-    HostPacked::new(layout, q, &Beside::of(layout, q, activation), DType::F16)
+    (layout, pack_on_host(layout, q, &Beside::of(layout, q, activation), DType::F16))
 }
 
 fn u8s(data: &HostData) -> &[u8] {
@@ -60,7 +60,7 @@ fn fragments_hold_every_code_where_the_documentation_says() {
         for bits in 2..=8u8 {
             for activation in [ActQuant::None, DYNAMIC] {
                 let q = symmetric(n, k, bits, 32.min(k));
-                let host = host_packed(&q, activation, false);
+                let (layout, host) = host_packed(&q, activation, false);
                 let container = if bits <= 4 { 4 } else { 8 };
                 let int8 = activation != ActQuant::None;
                 let expected = if int8 && !(bits > 4 && q.groups() == 1) {
@@ -70,8 +70,8 @@ fn fragments_hold_every_code_where_the_documentation_says() {
                 } else {
                     Layout::Fragments16Bit { bits: container }
                 };
-                assert_eq!(host.layout, expected, "{n} {k} {bits}");
-                if host.layout == Layout::Rows8 {
+                assert_eq!(layout, expected, "{n} {k} {bits}");
+                if layout == Layout::Rows8 {
                     continue;
                 }
                 let bytes = u8s(&host.weights);
@@ -93,30 +93,30 @@ fn fragments_hold_every_code_where_the_documentation_says() {
 fn worked_tile() {
     let mut q = symmetric(16, 16, 4, 16);
     q.codes = (0..256).map(|i| ((i / 16 + i % 16) % 16) as u8).collect();
-    let floats = host_packed(&q, ActQuant::None, false);
+    let (_, floats) = host_packed(&q, ActQuant::None, false);
     // Lane 0 holds rows 0 and 8, columns 0 to 7; lane 5 rows 1 and 9, columns 8 to 15.
     assert_eq!(u8s(&floats.weights)[..8], [0x80, 0xa2, 0x91, 0xb3, 0xc4, 0xe6, 0xd5, 0xf7]);
     assert_eq!(u8s(&floats.weights)[80..88], [0x19, 0x3b, 0x2a, 0x4c, 0x5d, 0x7f, 0x6e, 0x80]);
-    let int8 = host_packed(&q, DYNAMIC, false);
+    let (_, int8) = host_packed(&q, DYNAMIC, false);
     assert_eq!(u8s(&int8.weights)[..8], [0x80, 0x91, 0xa2, 0xb3, 0xc4, 0xd5, 0xe6, 0xf7]);
 }
 
 #[test]
 fn rows_are_codes_minus_zero_points() {
     let q = symmetric(3, 48, 8, 48);
-    let host = host_packed(&q, ActQuant::StaticPerTensor { scale: 1.0, zero_point: 3 }, false);
-    assert_eq!(host.layout, Layout::Rows8);
+    let (layout, host) = host_packed(&q, ActQuant::StaticPerTensor { scale: 1.0, zero_point: 3 }, false);
+    assert_eq!(layout, Layout::Rows8);
     let expected: Vec<i8> = q.codes.iter().map(|&code| (i32::from(code) - 128) as i8).collect();
     assert_eq!(host.weights, HostData::I8(expected.clone()));
     let sums: Vec<i32> = expected.chunks(48).map(|row| row.iter().map(|&x| i32::from(x)).sum()).collect();
-    assert_eq!(host.sums, Some(sums));
+    assert_eq!(host.sums, Some(HostData::I32(sums)));
 }
 
 #[test]
 fn scales_and_zeros_lie_by_group() {
     let q = weight(17, 64, 4, 32, |i| (i % 17) as f32);
-    let host = host_packed(&q, ActQuant::None, false);
-    let scales = host.scales.expect("scales");
+    let (_, host) = host_packed(&q, ActQuant::None, false);
+    let scales = host.scales.expect("scales").to_f32();
     assert_eq!(scales.len(), 2 * 32);
     assert_eq!((scales[0], scales[1], scales[16], scales[17]), (0.5, 2.5, 32.5, 0.0));
     assert_eq!((scales[32], scales[33]), (1.5, 3.5));
@@ -149,8 +149,8 @@ fn blocks_hold_every_code_where_the_documentation_says() {
         if zero == 256 {
             q.codes.iter_mut().for_each(|code| *code |= 128); // what is left of it is an int8
         }
-        let host = host_packed(&q, DYNAMIC, true);
-        assert_eq!(host.layout, Layout::Blocks8);
+        let (layout, host) = host_packed(&q, DYNAMIC, true);
+        assert_eq!(layout, Layout::Blocks8);
         let HostData::I8(bytes) = &host.weights else { panic!("{} weights", host.weights.dtype()) };
         let slices = k.div_ceil(128);
         assert_eq!(bytes.len(), n.div_ceil(64) * slices * 8192);

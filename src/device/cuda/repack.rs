@@ -29,7 +29,12 @@ const MOST_PARTS: usize = abi::LOWBIT_REPACK_PARTS as usize;
 ///
 /// # Errors
 /// `OutOfMemory`; `Cuda`; `Unsupported` for a weight beyond 32-bit indices.
-pub(super) fn repack(device: &CudaDevice, layout: Layout, q: &QuantWeight, beside: &Beside) -> Result<Option<Packed>> {
+pub(super) fn repack(
+    device: &CudaDevice,
+    layout: Layout,
+    q: &QuantWeight,
+    beside: &Beside,
+) -> Result<Option<Packed<Buffer>>> {
     let parts = q.codes.parts(q.n);
     let is_known = !matches!(layout, Layout::Blocks4(NibbleShape { bits: 2, .. }));
     if device.packs_on_host() || parts.len() > MOST_PARTS || !is_known {
@@ -70,7 +75,7 @@ pub(super) fn repack(device: &CudaDevice, layout: Layout, q: &QuantWeight, besid
     let units = u32_of(shape.bytes.div_ceil(16))?;
     let specific = RepackArgs { out: weights.ptr(), units, ..shape.args(common) };
     launch(&shape.function, &specific, 1)?;
-    let mut packed = Packed { zero: beside.zero, ..Packed::new(layout, weights) };
+    let mut packed = Packed::new(weights);
     let Some(order) = beside.order else { return Ok(Some(packed)) };
     let (n_pad, lines) = if let Order::ByGroup { n_pad } = order { (n_pad, n_pad) } else { (0, q.n) };
     let values = lines * q.groups();
