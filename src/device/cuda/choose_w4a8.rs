@@ -143,10 +143,12 @@ impl Few {
         EACH / shape.parts * self.parts * COLUMNS
     }
 
-    /// All of x, and of two rounds in turn.
+    /// The ring with all of x.
     fn whole(&self, shape: NibbleShape, k: usize) -> Ring {
         Ring { stages: 1, stage_bytes: k.next_multiple_of(self.round(shape)) + 16 }
     }
+
+    /// The ring with two rounds of x, in turn.
     fn in_turn(&self, shape: NibbleShape) -> Ring {
         Ring { stages: 2, stage_bytes: self.round(shape) + 16 }
     }

@@ -25,8 +25,8 @@ mod pack_blocks;
 mod pack_host;
 mod pack_w4a8;
 mod probe;
-mod scale_parts;
 mod repack;
+mod scale_parts;
 mod staging;
 mod tensor_map;
 mod tuned;
@@ -122,11 +122,7 @@ impl CudaDevice {
         if !matches!(dtype, DType::F16 | DType::BF16) {
             return Err(Error::input("dtype", format!("CUDA activations are f16 or bf16, not {dtype}")));
         }
-        let force_ptx = match std::env::var("LOWBIT_FORCE_SM").as_deref() {
-            Err(_) | Ok("") => false,
-            Ok("80") => true,
-            Ok(other) => return Err(Error::input("LOWBIT_FORCE_SM", format!("`{other}`: only 80 can be forced"))),
-        };
+        let force_ptx = forces_ptx()?;
         probe::check_driver()?;
         let count = CudaContext::device_count().map_err(|e| failure("device count", e))?;
         if ordinal as i64 >= i64::from(count) {
@@ -417,6 +413,15 @@ impl Drop for Inner {
             // SAFETY: as above.
             let _ = unsafe { result::free_sync(self.counters) };
         }
+    }
+}
+
+/// Whether `LOWBIT_FORCE_SM=80` is in the environment.
+fn forces_ptx() -> Result<bool> {
+    match std::env::var("LOWBIT_FORCE_SM").as_deref() {
+        Err(_) | Ok("") => Ok(false),
+        Ok("80") => Ok(true),
+        Ok(other) => Err(Error::input("LOWBIT_FORCE_SM", format!("`{other}`: only 80 can be forced"))),
     }
 }
 

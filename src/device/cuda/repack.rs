@@ -111,8 +111,18 @@ struct Shape {
     /// Codes minus zero points.
     steps: bool,
     nibbles: Nibbles,
-    /// Bits of a code in blocks, groups of a block, and whether there are low parts of scales and zero points.
-    block: (usize, usize, bool, bool),
+    block: Block,
+}
+
+/// What a block has beside its codes, where weights lie in blocks.
+#[derive(Default)]
+struct Block {
+    /// Bits of a code.
+    bits: usize,
+    /// With scales of their own.
+    groups: usize,
+    low_scales: bool,
+    zeros: bool,
 }
 
 impl Shape {
@@ -126,7 +136,7 @@ impl Shape {
             bytes,
             steps,
             nibbles: NIBBLES_16BIT,
-            block: (0, 0, false, false),
+            block: Block::default(),
         };
         match layout {
             Layout::Rows8 => shape("repack_rows", DType::I8, n * k, true),
@@ -136,11 +146,11 @@ impl Shape {
             }
             Layout::Blocks8 => shape("repack_blocks8", DType::I8, blocks * 64 * 128, true),
             Layout::Blocks4(s) => Shape {
-                block: (4, if s.one_group { 0 } else { s.parts }, false, false),
+                block: Block { bits: 4, groups: if s.one_group { 0 } else { s.parts }, ..Block::default() },
                 ..shape("repack_blocks4", DType::U8, blocks * s.bytes(), true)
             },
             Layout::Blocks16(s) => Shape {
-                block: (s.bits, s.groups, s.low_scales, s.zeros),
+                block: Block { bits: s.bits, groups: s.groups, low_scales: s.low_scales, zeros: s.zeros },
                 ..shape(&format!("repack_blocks16_{suffix}"), DType::U8, blocks * s.bytes(), false)
             },
             Layout::Fragments8Bit { bits: 8 } => shape("repack_fragments8", DType::U8, fragments(8), true),
@@ -157,15 +167,14 @@ impl Shape {
 
     fn args(&self, common: RepackArgs) -> RepackArgs {
         let places = |half: [u32; 4]| half.iter().rev().fold(0, |word, nibble| word << 8 | nibble);
-        let (container, block_groups, low_scales, zero_points) = self.block;
         RepackArgs {
             steps: u32::from(self.steps),
             nibbles: places(self.nibbles[0]),
             nibbles_high: places(self.nibbles[1]),
-            container: container as u32,
-            block_groups: block_groups as u32,
-            low_scales: u32::from(low_scales),
-            zero_points: u32::from(zero_points),
+            container: self.block.bits as u32,
+            block_groups: self.block.groups as u32,
+            low_scales: u32::from(self.block.low_scales),
+            zero_points: u32::from(self.block.zeros),
             ..common
         }
     }
@@ -181,7 +190,6 @@ fn part_args(
     let mut first = 0;
     for ((to, part), address) in args.iter_mut().zip(parts).zip(addresses) {
         let words = |packing: Packing| packing.words(q.k, q.bits);
-        let aligned = RepackPart { per_word: 32 / u32::from(q.bits), ..RepackPart::default() };
         let (storage, strides) = match part.storage {
             Storage::Bytes { .. } => (abi::LOWBIT_STORED_BYTES, (0, 0)),
             Storage::Rows(Packing::Dense) => (abi::LOWBIT_STORED_STREAM, (1, words(Packing::Dense))),
@@ -197,7 +205,7 @@ fn part_args(
             offset: if let Storage::Bytes { offset } = part.storage { u32::from(offset) } else { 0 },
             word_stride: u32_of(strides.0)?,
             row_stride: u32_of(strides.1)?,
-            ..aligned
+            per_word: 32 / u32::from(q.bits),
         };
         first += part.n;
     }
