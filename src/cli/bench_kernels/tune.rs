@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use super::linear::{self, Layer, most};
 use super::measure::ops_of_replay;
 use super::report::percentile;
-use super::{Op, Selection, Shape};
+use super::{Op, Selection, Shape, TUNE_OPS};
 
 /// What a replay lasts at least with the configuration of the cost model, as far as [`MAX_OPS`] allows.
 const REPLAY: Duration = Duration::from_millis(1);
@@ -76,7 +76,12 @@ fn default_file(gpu: &str) -> PathBuf {
 
 /// The fastest configurations of one weight.
 fn tune(gpu: &CudaDevice, op: Op, shape: Shape, rows: &[usize], mut found: impl FnMut(Found)) -> Result<()> {
-    let nothing = || Error::input("--op", format!("`{}` has no configurations to choose from on this GPU", op.name()));
+    let nothing = || {
+        let others = TUNE_OPS.map(Op::name).join(", ");
+        let reason =
+            format!("`{}` has no configurations to choose from on this GPU; expected one of {others}", op.name());
+        Error::input("--op", reason)
+    };
     let layer = Layer::of(op).filter(Layer::is_tunable).ok_or_else(nothing)?;
     let device = Device::Cuda(gpu.clone());
     let weights = linear::weights(gpu, &layer, shape)?;
@@ -132,6 +137,22 @@ impl Work<'_> {
         let round = self.gpu.time(|| model.launch())?;
         let ops = ops_of_replay(copies, round, REPLAY, MAX_OPS);
         let tried = candidates.len();
+        let left = self.race(candidates, m, ops)?;
+        let us = |entry: &Entry<'_>| entry.seconds() * 1e6 / ops as f64;
+        let model = &left[0];
+        let fastest = left.iter().min_by(|a, b| a.seconds().total_cmp(&b.seconds())).unwrap_or(model);
+        let fastest = if model.seconds() < fastest.seconds() * GAIN { model } else { fastest };
+        Ok(Found {
+            us: us(fastest),
+            choice: fastest.choice.clone(),
+            model: model.choice.config.clone(),
+            model_us: us(model),
+            tried,
+        })
+    }
+
+    /// The first of `candidates`, and those of the others that are left after all [`ROUNDS`].
+    fn race(&self, candidates: Vec<Choice>, m: usize, ops: usize) -> Result<Vec<Entry<'_>>> {
         // Each is dropped at once where its first replay is far slower than the fastest so far.
         let mut left: Vec<Entry<'_>> = Vec::new();
         let mut best = f64::INFINITY;
@@ -150,20 +171,10 @@ impl Work<'_> {
                 entry.seconds.push(self.gpu.time(|| graph.launch())?.as_secs_f64());
             }
             let best = left.iter().map(Entry::seconds).fold(f64::INFINITY, f64::min);
-            let mut is_model = true; // the first, which stays
-            left.retain(|entry| std::mem::take(&mut is_model) || entry.seconds() <= best * limit);
+            let mut is_first = true;
+            left.retain(|entry| std::mem::take(&mut is_first) || entry.seconds() <= best * limit);
         }
-        let us = |entry: &Entry<'_>| entry.seconds() * 1e6 / ops as f64;
-        let model = &left[0];
-        let fastest = left.iter().min_by(|a, b| a.seconds().total_cmp(&b.seconds())).unwrap_or(model);
-        let fastest = if model.seconds() < fastest.seconds() * GAIN { model } else { fastest };
-        Ok(Found {
-            us: us(fastest),
-            choice: fastest.choice.clone(),
-            model: model.choice.config.clone(),
-            model_us: us(model),
-            tried,
-        })
+        Ok(left)
     }
 
     /// A graph of `ops` ops in the configuration of `choice`, on one copy after the other.

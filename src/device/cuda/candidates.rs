@@ -43,7 +43,7 @@ pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
         Layout::Blocks16(shape) => choose_w4a16::candidates(p, shape, m),
         Layout::Blocks4(_) => choose_w4a8::candidates(p, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::candidates(p, m),
-        _ => choose::candidates(p, m),
+        _ => choose::candidates(p),
     }
 }
 

@@ -141,7 +141,7 @@ fn tiles(p: &Problem) -> &'static [Tile] {
 }
 
 /// Of their kernels, all tiles that `p` allows.
-pub(super) fn candidates(p: &Problem, _m: usize) -> Vec<Config> {
+pub(super) fn candidates(p: &Problem) -> Vec<Config> {
     let tiles = tiles(p);
     (0..tiles.len()).filter(|&tile| tiles[tile].owns_scales(p)).map(|tile| Config { tile, splits: 0 }).collect()
 }

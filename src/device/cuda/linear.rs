@@ -302,7 +302,7 @@ fn destination(
 }
 
 /// A destination of floats.
-fn y(out: *mut std::ffi::c_void, stride: usize, mode: u32, w: &CudaPacked, m: usize) -> Result<LinearOut> {
+fn y(out: *mut c_void, stride: usize, mode: u32, w: &CudaPacked, m: usize) -> Result<LinearOut> {
     let activation = match w.epilogue.activation {
         Activation::None => abi::LOWBIT_ACTIVATION_NONE,
         Activation::Relu => abi::LOWBIT_ACTIVATION_RELU,
