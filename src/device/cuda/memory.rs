@@ -130,24 +130,18 @@ impl Buffer {
     }
 
     /// Overwrites the start with `data`, which has this dtype and is not longer. The host's copy may be reused at
-    /// once: the driver stages pageable memory before it returns.
+    /// once.
     pub(crate) fn write(&mut self, data: &HostData) -> Result<()> {
-        self.write_at(0, data)
-    }
-
-    /// As [`Self::write`], from element `offset`.
-    pub(crate) fn write_at(&mut self, offset: usize, data: &HostData) -> Result<()> {
-        if data.dtype() != self.dtype || offset.checked_add(data.len()).is_none_or(|end| end > self.len) {
+        if data.dtype() != self.dtype || data.len() > self.len {
             return Err(Error::Shape {
                 op: "write",
-                expected: format!("elements {offset}.. of {} {}", self.len, self.dtype),
-                got: format!("{} {}", data.len(), data.dtype()),
+                expected: format!("at most {} elements of {}", self.len, self.dtype),
+                got: format!("{} of {}", data.len(), data.dtype()),
             });
         }
         self.device.enter("write")?;
-        let target = self.address + (offset * self.dtype.size_bytes()) as u64;
-        // SAFETY: the range was checked above.
-        let done = each!(data, v => unsafe { self.device.copy_to_gpu(target, bytes_of(v)) });
+        // SAFETY: the context is current, and the buffer was found to have room.
+        let done = each!(data, v => unsafe { self.device.copy_to_gpu(self.address, bytes_of(v)) });
         self.device.leave(done)
     }
 

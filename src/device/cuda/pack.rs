@@ -226,6 +226,7 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
     check_kernels(layout, &weight, epilogue)?;
     let scheme = weight.scheme();
     let (n, k) = (weight.n(), weight.k());
+    // Layouts pad both sides to whole tiles of at most 256.
     u32_of(n.next_multiple_of(256))?;
     u32_of(k.next_multiple_of(256))?;
     let upload = |data: HostData| Buffer::upload(device, &data);
@@ -234,6 +235,7 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
         interleave(&mut weight);
     }
     let bias = weight.bias.map(HostData::F32).map(upload).transpose()?;
+    // What unquantized weights have.
     let (mut order, mut zero, mut scale_parts) = (None, 0, ScaleParts::One);
     let packed = match weight.weight {
         Weight::Dense { data, .. } => {
