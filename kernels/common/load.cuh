@@ -11,3 +11,10 @@ __device__ __forceinline__ uint4 load_stream(const uint8_t* p) {
                : "l"(p));
   return v;
 }
+
+// Four bytes, likewise.
+__device__ __forceinline__ uint32_t load_stream4(const uint8_t* p) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}

@@ -8,10 +8,10 @@
 
 #include "gemm_w4a8/sm90_kernels.cuh"
 
-#define GEMM_W2A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w2a8_sm90, 2, __VA_ARGS__)
-#define GEMM_W2A8_SM90(...) GEMM_SM90_TILE(gemm_w2a8_sm90, 2, int8_t, __VA_ARGS__)
+#define GEMM_W2A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w2a8_sm90, Signed2, __VA_ARGS__)
+#define GEMM_W2A8_SM90(...) GEMM_SM90_TILE(gemm_w2a8_sm90, Signed2, int8_t, __VA_ARGS__)
 // uint8 x, in fewer configurations.
-#define GEMM_W2A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w2a8_u8_sm90, 2, uint8_t, __VA_ARGS__)
+#define GEMM_W2A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w2a8_u8_sm90, Signed2, uint8_t, __VA_ARGS__)
 
 // The configurations of W4A8.
 GEMM_W2A8_SM90_FEW(8, 1, 8, 2)

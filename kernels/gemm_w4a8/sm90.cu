@@ -12,10 +12,10 @@
 
 #include "gemm_w4a8/sm90_kernels.cuh"
 
-#define GEMM_W4A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w4a8_sm90, 4, __VA_ARGS__)
-#define GEMM_W4A8_SM90(...) GEMM_SM90_TILE(gemm_w4a8_sm90, 4, int8_t, __VA_ARGS__)
+#define GEMM_W4A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w4a8_sm90, Signed4, __VA_ARGS__)
+#define GEMM_W4A8_SM90(...) GEMM_SM90_TILE(gemm_w4a8_sm90, Signed4, int8_t, __VA_ARGS__)
 // uint8 x, in fewer configurations.
-#define GEMM_W4A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w4a8_u8_sm90, 4, uint8_t, __VA_ARGS__)
+#define GEMM_W4A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w4a8_u8_sm90, Signed4, uint8_t, __VA_ARGS__)
 
 // The configurations; src/device/cuda/choose_w4a8.rs has the same tables (a test compares them) and the choice.
 GEMM_W4A8_SM90_FEW(8, 1, 8, 2)

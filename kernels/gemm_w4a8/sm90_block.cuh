@@ -1,8 +1,7 @@
 // Blocks of 64 rows x 128 columns of weights of 4 or 2 bits, and their way into the registers of tensor cores (sm_90a).
 //
-// A block is 1024 bytes of codes a bit in fragment order, then for each of its groups 64 scales (docs/formats.md). A code is
-// two's complement. Masked into the highest bits of a byte it is 16 or 64 times the weight as an int8, with no shift for one
-// of two or four; sums are as many times too large, which int32 holds and scales that are as much smaller take back exactly.
+// A block is 1024 bytes of codes a bit in fragment order, then for each of its groups 64 scales, or 64 factors and their
+// products with zero points (docs/formats.md).
 #pragma once
 
 #include "abi_w4a8.h"
@@ -15,11 +14,40 @@ __device__ __forceinline__ uint64_t matrix_at(uint64_t descriptor, uint32_t sixt
   return descriptor & 0xffffffff00000000ull | static_cast<uint32_t>(descriptor) + sixteens;
 }
 
-// How much larger sums are, as a power of two, and what undoes it.
-template <int BITS>
-constexpr int SUM_SHIFT = 8 - BITS;
-template <int BITS>
-constexpr float SUM_UNIT = 1.0f / (1 << SUM_SHIFT<BITS>);
+// Codes of BITS in two's complement. Masked into the highest bits of a byte a code is 16 or 64 times the weight as an int8,
+// with no shift for one of two or four; sums are as many times too large, which int32 holds and scales that are as much
+// smaller take back exactly.
+template <int CODE_BITS>
+struct Signed {
+  static constexpr int BITS = CODE_BITS, SUM_SHIFT = 8 - BITS;
+  static constexpr bool HAS_FACTORS = false, ONE_GROUP = BITS == 2;
+};
+using Signed4 = Signed<4>;
+using Signed2 = Signed<2>;
+
+// Unsigned codes of 4 bits in groups whose scales are whole multiples of one scale a row (progressive group quantization,
+// Lin et al. 2024, arXiv 2405.04532): factor * (code - zero) is the weight as an int8, and a row is one group.
+struct Factored4 {
+  static constexpr int BITS = 4, SUM_SHIFT = 0;
+  static constexpr bool HAS_FACTORS = true, ONE_GROUP = true;
+};
+
+// What undoes the factor of sums.
+template <class Codes>
+constexpr float SUM_UNIT = 1.0f / (1 << Codes::SUM_SHIFT);
+
+// Of a thread's rows g and g + 8 in a group: bytes of codes times `factor` plus `offset` are bytes of the weights plus 128.
+// No byte carries into the next: what is left in each is 0 to 255.
+struct Factors {
+  uint32_t factor_g, factor_g8, offset_g, offset_g8;
+
+  // Of four bytes: factor and factor * zero of row g, then of row g + 8.
+  __device__ __forceinline__ explicit Factors(uint32_t bytes)
+      : factor_g(bytes & 0xff),
+        factor_g8(bytes >> 16 & 0xff),
+        offset_g(0x80808080u - __byte_perm(bytes, 0, 0x1111)),
+        offset_g8(0x80808080u - __byte_perm(bytes, 0, 0x3333)) {}
+};
 
 // The register operands of products of 32 columns each, of sixteen bytes of codes: of two of 4 bits, four of 2 bits.
 __device__ __forceinline__ void unpack(uint4 codes, uint32_t (&a)[2][4]) {
@@ -34,6 +62,14 @@ __device__ __forceinline__ void unpack(uint4 codes, uint32_t (&a)[4][4]) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
   for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = words[i / 4] << (6 - 2 * (i % 4)) & 0xc0c0c0c0u;
+}
+__device__ __forceinline__ void unpack(uint4 codes, const Factors& factors, uint32_t (&a)[2][4]) {
+  const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a[i / 2][i % 2 * 2] = ((words[i] & 0x0f0f0f0fu) * factors.factor_g + factors.offset_g) ^ 0x80808080u;
+    a[i / 2][i % 2 * 2 + 1] = ((words[i] >> 4 & 0x0f0f0f0fu) * factors.factor_g8 + factors.offset_g8) ^ 0x80808080u;
+  }
 }
 
 // Adds the operands' rows g and g + 8, which four lanes share, to `sums`.
@@ -50,18 +86,19 @@ __device__ __forceinline__ void add_rows(const uint32_t (&a)[STEPS][4], int2& su
   sums.x += rows[0], sums.y += rows[1];
 }
 
-template <int BITS>
+template <class Codes>
 struct WeightBlock {
+  static constexpr int BITS = Codes::BITS;
   static constexpr uint32_t CODE_BYTES = 1024 * BITS;
 
-  const uint8_t* codes;   // at this thread's first sixteen bytes
-  const uint8_t* scales;  // at this thread's rows of the first group
+  const uint8_t* codes;  // at this thread's first sixteen bytes
+  const uint8_t* group;  // at what the first group has for this thread's rows
 
   // Of a thread of a warpgroup.
   __device__ __forceinline__ explicit WeightBlock(const uint8_t* block) {
     const uint32_t thread = threadIdx.x % 128;
     codes = block + thread * 16;
-    scales = block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 8;
+    group = block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * (Codes::HAS_FACTORS ? 4 : 8);
   }
 
   // Operands of STEPS products of 32 columns, from 32 `first` on: `first` a multiple of STEPS.
@@ -77,16 +114,21 @@ struct WeightBlock {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[0][i] = both[0][i];
     } else {
+      const Factors factors(Codes::HAS_FACTORS ? *reinterpret_cast<const uint32_t*>(group) : 0);
 #pragma unroll
       for (int i = 0; i < STEPS; i += 2) {
         const uint4 v = *reinterpret_cast<const uint4*>(codes + (first + i) * 1024);
-        unpack(v, *reinterpret_cast<uint32_t(*)[2][4]>(&a[i]));
+        if constexpr (Codes::HAS_FACTORS) {
+          unpack(v, factors, *reinterpret_cast<uint32_t(*)[2][4]>(&a[i]));
+        } else {
+          unpack(v, *reinterpret_cast<uint32_t(*)[2][4]>(&a[i]));
+        }
       }
     }
   }
 
   // Scales of the thread's rows g and g + 8, of sums as they are.
-  __device__ __forceinline__ float2 scale(uint32_t group) const {
-    return *reinterpret_cast<const float2*>(scales + group * 256);
+  __device__ __forceinline__ float2 scale(uint32_t index) const {
+    return *reinterpret_cast<const float2*>(group + index * 256);
   }
 };

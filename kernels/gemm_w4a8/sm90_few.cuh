@@ -5,7 +5,7 @@
 // Products: mma.sync, which on so few columns is faster than wgmma and lets each warp go at its own pace. Codes come straight
 //           to registers, a round ahead; x and scales by cp.async, a round ahead too.
 // Numerics: the exact sums of every group go through shared memory, and one thread adds up those of an output in
-//           order: the bits are the CPU's although k is split.
+//           order: the bits are the CPU's although k is split. Of rows that are one group warps add up all of their k first.
 // Overlap:  weights of the first round are asked for while the kernel that makes x still runs.
 #pragma once
 
@@ -16,13 +16,13 @@
 #include "gemm_w4a8/epilogue_sm90.cuh"
 #include "gemm_w4a8/sm90_block.cuh"
 
-// BITS: 4; or 2, with one group.
-template <int BITS, int TOKENS, int SIXTEENS, int PARTS>
+// Codes: Signed4; or Signed2 and Factored4, of rows that are one group.
+template <class Codes, int TOKENS, int SIXTEENS, int PARTS>
 struct GemmW4A8Few {
   static constexpr uint32_t THREADS = 32 * SIXTEENS * PARTS, ROWS = 16 * SIXTEENS;
   static constexpr uint32_t EACH = 4;               // sums of a warp in a round: of groups, or of blocks where those are larger
-  static constexpr uint32_t UNITS = EACH * PARTS;   // those of a block
-  static constexpr uint32_t SUM_BYTES = UNITS * ROWS * TOKENS * 4, SCALE_BYTES = UNITS * ROWS * 4;
+  static constexpr uint32_t UNITS = (Codes::ONE_GROUP ? 1 : EACH) * PARTS;  // those of a block
+  static constexpr uint32_t SUM_BYTES = UNITS * ROWS * TOKENS * 4, SCALE_BYTES = Codes::ONE_GROUP ? 0 : UNITS * ROWS * 4;
   static constexpr uint32_t HEAD_BYTES = SUM_BYTES + 2 * SCALE_BYTES;  // then x
   static_assert(TOKENS == 8 || TOKENS == 16, "sums are swizzled for these");
   static_assert(ROWS * TOKENS <= 2 * THREADS, "a thread has two outputs");
@@ -37,10 +37,12 @@ struct GemmW4A8Few {
     uint8_t* const shared;
     const uint32_t rounds, tiles, lane, sixteen, part, token, tokens;
     const uint32_t row, pair;  // of the tile, and of its tokens: this thread's two outputs
-    static constexpr int HALVES = BITS / 2;  // of a block: sixteen bytes a thread each
+    static constexpr int HALVES = Codes::BITS / 2;  // of a block: sixteen bytes a thread each
     uint4 codes[BLOCKS][HALVES];
+    uint32_t factors[Codes::HAS_FACTORS ? BLOCKS : 1];
     const uint8_t* next;  // what `load_codes` takes, and how many blocks of it there are
-    uint32_t next_blocks;
+    uint32_t next_blocks, next_factors;  // and where a block's factors are from there
+    int32_t acc[TOKENS / 8][4] = {};  // where rows are one group: of this warp's part of k
 
     __device__ __forceinline__ Walk(const GemmW4A8Sm90Args& args, uint8_t* shared)
         : args(args),
@@ -78,6 +80,7 @@ struct GemmW4A8Few {
       const bool inside = tile < tiles && row16 < 4 * args.row_blocks && first < args.k_blocks;
       next_blocks = inside ? min(BLOCKS, args.k_blocks - first) : 0;
       next = block(row16, first) + row16 % 4 * 512 + lane * 16;
+      if (Codes::HAS_FACTORS) next_factors = 1024 * Codes::BITS + row16 % 4 * 32 + lane / 4 * 4 - (row16 % 4 * 512 + lane * 16);
     }
     __device__ __forceinline__ void load_codes(uint32_t i) {
 #pragma unroll
@@ -85,12 +88,16 @@ struct GemmW4A8Few {
         codes[i][half] = make_uint4(0, 0, 0, 0);
         if (i < next_blocks) codes[i][half] = load_stream(next + i * args.block_bytes + half * 2048);
       }
+      if constexpr (Codes::HAS_FACTORS) {
+        // 0 times a code is what there is of w beyond k.
+        factors[i] = i < next_blocks ? load_stream4(next + i * args.block_bytes + next_factors) : 0;
+      }
     }
     __device__ __forceinline__ void load_scales(uint32_t buffer, uint32_t tile, uint32_t round) const {
       const uint32_t chunk = threadIdx.x % 4, at = threadIdx.x / 4 % SIXTEENS, unit = threadIdx.x / 4 / SIXTEENS;
       const uint32_t row16 = tile * SIXTEENS + at, k_block = round * ROUND + unit / GROUPS;
       if (unit >= UNITS || row16 >= 4 * args.row_blocks || k_block >= args.k_blocks || args.w_scales != nullptr) return;
-      const uint8_t* from = block(row16, k_block) + 1024 * BITS + unit % GROUPS * 256 + row16 % 4 * 64 + chunk * 16;
+      const uint8_t* from = block(row16, k_block) + 1024 * Codes::BITS + unit % GROUPS * 256 + row16 % 4 * 64 + chunk * 16;
       copy_async16(shared_address(scales(buffer)) + (unit * SIXTEENS + at) * 64 + chunk * 16, from, true);
     }
     __device__ __forceinline__ void load_x(uint32_t buffer, uint32_t round) const {
@@ -109,9 +116,21 @@ struct GemmW4A8Few {
       return at < tokens ? zero_of_row(args, token + at) - signed_zero() : 0;
     }
 
+    // Where this warp puts sums of its sixteen rows and eight tokens.
+    __device__ __forceinline__ void put(uint32_t unit, uint32_t j, const int32_t (&d)[4]) const {
+      const uint32_t row = sixteen * 16 + lane / 4;
+      *sums(unit, row, 4 * j + lane % 4) = make_int2(d[0], d[1]);
+      *sums(unit, row + 8, 4 * j + lane % 4) = make_int2(d[2], d[3]);
+    }
+    // Takes off what zero points of x add, `w` being sums of the operand w.
+    __device__ __forceinline__ void correct(int32_t (&d)[4], uint32_t j, int2 w) const {
+      const int32_t z0 = zero(8 * j + lane % 4 * 2), z1 = zero(8 * j + lane % 4 * 2 + 1);
+      d[0] -= z0 * w.x, d[1] -= z1 * w.x, d[2] -= z0 * w.y, d[3] -= z1 * w.y;
+    }
+    __device__ __forceinline__ bool has_zeros() const { return args.x_zeros != nullptr || args.x_zero != signed_zero(); }
+
     // Sums of this warp's blocks of a round; codes that `next` says come in their place.
     __device__ __forceinline__ void multiply(uint32_t x) {
-      const bool zeros = args.x_zeros != nullptr || args.x_zero != signed_zero();
       uint32_t matrix[TOKENS / 8];  // rows that are not there: what it reads reaches no output
 #pragma unroll
       for (uint32_t j = 0; j < TOKENS / 8; ++j) {
@@ -122,11 +141,15 @@ struct GemmW4A8Few {
         uint32_t a[4][4];
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
-          unpack(codes[i][half], *reinterpret_cast<uint32_t(*)[4 / HALVES][4]>(&a[2 * half]));
+          if constexpr (Codes::HAS_FACTORS) {
+            unpack(codes[i][half], Factors(factors[i]), *reinterpret_cast<uint32_t(*)[2][4]>(&a[2 * half]));
+          } else {
+            unpack(codes[i][half], *reinterpret_cast<uint32_t(*)[4 / HALVES][4]>(&a[2 * half]));
+          }
         }
         load_codes(i);
         int2 w_sums[GROUPS];
-        if (zeros) {
+        if (has_zeros()) {
 #pragma unroll
           for (int g = 0; g < GROUPS; ++g) {
             w_sums[g] = make_int2(0, 0);
@@ -144,20 +167,26 @@ struct GemmW4A8Few {
           }
 #pragma unroll
           for (int g = 0; g < GROUPS; ++g) {
-            int32_t d[4] = {0, 0, 0, 0};
+            int32_t sums[4] = {0, 0, 0, 0};
+            int32_t(&d)[4] = Codes::ONE_GROUP ? acc[j] : sums;
 #pragma unroll
             for (int s = 4 / GROUPS * g; s < 4 / GROUPS * (g + 1); ++s) {
               mma_s8(d, a[s], b[s / 2][s % 2 * 2], b[s / 2][s % 2 * 2 + 1]);
             }
-            if (zeros) {
-              const int32_t z0 = zero(8 * j + lane % 4 * 2), z1 = zero(8 * j + lane % 4 * 2 + 1);
-              d[0] -= z0 * w_sums[g].x, d[1] -= z1 * w_sums[g].x, d[2] -= z0 * w_sums[g].y, d[3] -= z1 * w_sums[g].y;
-            }
-            const uint32_t unit = (part * BLOCKS + i) * GROUPS + g, row = sixteen * 16 + lane / 4;
-            *sums(unit, row, 4 * j + lane % 4) = make_int2(d[0], d[1]);
-            *sums(unit, row + 8, 4 * j + lane % 4) = make_int2(d[2], d[3]);
+            if (has_zeros()) correct(d, j, w_sums[g]);
+            if (!Codes::ONE_GROUP) put((part * BLOCKS + i) * GROUPS + g, j, d);
           }
         }
+      }
+    }
+
+    // All of this warp's, which begin again.
+    __device__ __forceinline__ void put_all() {
+#pragma unroll
+      for (uint32_t j = 0; j < TOKENS / 8; ++j) {
+        put(part, j, acc[j]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[j][e] = 0;
       }
     }
 
@@ -165,6 +194,14 @@ struct GemmW4A8Few {
     __device__ __forceinline__ void add(uint32_t buffer, uint32_t round, int2& sum, float2& y) const {
       const uint32_t first = round * ROUND, blocks = min(ROUND, args.k_blocks - first);
       const bool one_group = args.w_scales != nullptr;
+      if constexpr (Codes::ONE_GROUP) {
+#pragma unroll
+        for (uint32_t unit = 0; unit < UNITS; ++unit) {
+          const int2 more = *sums(unit, row, pair);
+          sum.x += more.x, sum.y += more.y;
+        }
+        return;
+      }
       const float* scale = scales(buffer) + row / 16 * 16 + row % 8 * 2 + row / 8 % 2;
       const auto end_group = [&](uint32_t unit) {
         y.x = __fmaf_rn(__int2float_rn(sum.x), scale[unit * ROWS], y.x);
@@ -221,6 +258,8 @@ struct GemmW4A8Few {
           commit_copies();
           aim(next_tile, next_round);
           multiply(x(buffer, round));
+          if (Codes::ONE_GROUP && next_round != 0) continue;
+          if (Codes::ONE_GROUP) put_all();
           __syncthreads();
           if (mine) add(buffer, round, sum, y);
         }
@@ -230,10 +269,10 @@ struct GemmW4A8Few {
         for (int i = 0; i < 2; ++i) {
           const int32_t a = i == 0 ? sum.x : sum.y;
           if (exact) {
-            v[i] = __int_as_float(a >> SUM_SHIFT<BITS>);
+            v[i] = __int_as_float(a >> Codes::SUM_SHIFT);
             continue;
           }
-          if (one_group) v[i] = __fmul_rn(__int2float_rn(a), SUM_UNIT<BITS>);
+          if (one_group) v[i] = __fmul_rn(__int2float_rn(a), SUM_UNIT<Codes>);
           v[i] = __fmul_rn(v[i], x_scales[i]);
           if (one_group) v[i] = __fmul_rn(v[i], mine && col < args.y.n ? args.w_scales[col] : 0.0f);
           if (plain && mine && 2 * pair + i < tokens) writer.store1(token + 2 * pair + i, col, v[i]);
@@ -254,7 +293,7 @@ struct GemmW4A8Few {
   static __device__ __forceinline__ void run(const GemmW4A8Sm90Args& args) {
     extern __shared__ __align__(1024) uint8_t shared[];
     launch_dependents();
-    if constexpr (BITS == 2) {
+    if constexpr (Codes::ONE_GROUP) {
       Walk<1>(args, shared).run();
     } else {
       switch (args.parts) {

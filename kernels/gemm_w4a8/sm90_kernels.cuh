@@ -4,15 +4,15 @@
 #include "gemm_w4a8/sm90_few.cuh"
 #include "gemm_w4a8/sm90_tile.cuh"
 
-// BITS of w; X: int8_t or uint8_t.
-#define GEMM_SM90_TILE(NAME, BITS, X, TOKENS, GROUPS, RESIDENT)                                            \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Tile<BITS, X, TOKENS, GROUPS>::THREADS), RESIDENT) \
+// CODES of w (sm90_block.cuh); X: int8_t or uint8_t.
+#define GEMM_SM90_TILE(NAME, CODES, X, TOKENS, GROUPS, RESIDENT)                                            \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8Tile<CODES, X, TOKENS, GROUPS>::THREADS), RESIDENT) \
       NAME##_##TOKENS##x##GROUPS(const __grid_constant__ GemmW4A8Sm90Args args) {                          \
-    GemmW4A8Tile<BITS, X, TOKENS, GROUPS>::run(args);                                                      \
+    GemmW4A8Tile<CODES, X, TOKENS, GROUPS>::run(args);                                                      \
   }
 // Few rows of either.
-#define GEMM_SM90_FEW(NAME, BITS, TOKENS, SIXTEENS, PARTS, RESIDENT)                                              \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Few<BITS, TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
+#define GEMM_SM90_FEW(NAME, CODES, TOKENS, SIXTEENS, PARTS, RESIDENT)                                              \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8Few<CODES, TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
       NAME##_few_##TOKENS##x##SIXTEENS##x##PARTS(const __grid_constant__ GemmW4A8Sm90Args args) {                 \
-    GemmW4A8Few<BITS, TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
+    GemmW4A8Few<CODES, TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
   }

@@ -13,8 +13,8 @@
 #include "gemm_w4a8/epilogue_sm90.cuh"
 #include "gemm_w4a8/sm90_block.cuh"
 
-// BITS: 4; or 2, with one group. X: int8_t or uint8_t.
-template <int BITS, typename X, int TOKENS, int GROUPS>
+// Codes: Signed4; or Signed2 and Factored4, of rows that are one group. X: int8_t or uint8_t.
+template <class Codes, typename X, int TOKENS, int GROUPS>
 struct GemmW4A8Tile {
   static constexpr bool LARGE = TOKENS >= 128;
   static constexpr int THREADS = 128 * GROUPS + (LARGE ? 128 : 32 * (1 + GROUPS));
@@ -62,7 +62,7 @@ struct GemmW4A8Tile {
   // Products of STEPS times 32 columns of a block, from 32 `first` on, onto `sums` or in their place. With ZEROS adds to
   // `w_sums` those of the thread's rows.
   template <int STEPS, bool ZEROS>
-  static __device__ __forceinline__ void multiply(const WeightBlock<BITS>& block, uint64_t x, uint32_t first, bool onto,
+  static __device__ __forceinline__ void multiply(const WeightBlock<Codes>& block, uint64_t x, uint32_t first, bool onto,
                                                   int32_t (&sums)[TOKENS / 2], int2& w_sums) {
     uint32_t a[STEPS][4];
     block.load(first, a);
@@ -84,17 +84,25 @@ struct GemmW4A8Tile {
   static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
                                                     const uint8_t* shared, float (&acc)[TOKENS / 2]) {
 #pragma unroll
-    for (int i = 0; i < TOKENS / 2; ++i) acc[i] = 0.0f;
+    for (int i = 0; !Codes::ONE_GROUP && i < TOKENS / 2; ++i) acc[i] = 0.0f;
     int32_t sums[TOKENS / 2];
     for (uint32_t begin = 0; begin < args.k_blocks;) {
-      const uint32_t end = PARTS == 1 ? min(begin + args.group_blocks, args.k_blocks) : begin + 1;
-      float2 scale = make_float2(SUM_UNIT<BITS>, SUM_UNIT<BITS>);  // where there is one group
+      const uint32_t end = Codes::ONE_GROUP ? args.k_blocks : PARTS == 1 ? min(begin + args.group_blocks, args.k_blocks) : begin + 1;
+      float2 scale = make_float2(SUM_UNIT<Codes>, SUM_UNIT<Codes>);  // where there is one group
       int2 w_sums = make_int2(0, 0);
       const auto flush = [&] {
         if (ZEROS) tile.correct(sums, w_sums);
+        if (Codes::ONE_GROUP) {
+#pragma unroll
+          for (int i = 0; i < TOKENS / 2; ++i) {
+            const bool exact = args.y.mode == LOWBIT_OUT_FIXED;
+            acc[i] = exact ? __int_as_float(sums[i] >> Codes::SUM_SHIFT) : __fmul_rn(__int2float_rn(sums[i]), SUM_UNIT<Codes>);
+          }
+          return;
+        }
         if (PARTS == 1 && args.y.mode == LOWBIT_OUT_FIXED) {
 #pragma unroll
-          for (int i = 0; i < TOKENS / 2; ++i) acc[i] = __int_as_float(sums[i] >> SUM_SHIFT<BITS>);
+          for (int i = 0; i < TOKENS / 2; ++i) acc[i] = __int_as_float(sums[i] >> Codes::SUM_SHIFT);
           return;
         }
 #pragma unroll
@@ -105,11 +113,11 @@ struct GemmW4A8Tile {
       };
       for (uint32_t k_block = begin; k_block < end; ++k_block, ring.advance()) {
         barrier_wait(ring.full(), ring.parity);
-        const WeightBlock<BITS> block(shared + ring.offset() + X_BYTES + threadIdx.x / 128 * args.block_bytes);
+        const WeightBlock<Codes> block(shared + ring.offset() + X_BYTES + threadIdx.x / 128 * args.block_bytes);
         const uint64_t x = matrix_descriptor(ring.base + ring.offset());
 #pragma unroll 1
         for (uint32_t part = 0; part < PARTS; ++part) {
-          if (args.w_scales == nullptr) scale = block.scale(part);
+          if (!Codes::ONE_GROUP && args.w_scales == nullptr) scale = block.scale(part);
           if (PARTS != 1) w_sums = make_int2(0, 0);
           multiply<4 / PARTS, ZEROS>(block, x, part * 4 / PARTS, PARTS == 1 && k_block != begin, sums, w_sums);
           if (part == PARTS - 1 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
@@ -123,7 +131,7 @@ struct GemmW4A8Tile {
   template <bool ZEROS>
   static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
                                                     const uint8_t* shared, float (&acc)[TOKENS / 2]) {
-    if constexpr (BITS == 2) {
+    if constexpr (Codes::ONE_GROUP) {
       accumulate<1, ZEROS>(args, tile, ring, shared, acc);
     } else {
       switch (args.parts) {

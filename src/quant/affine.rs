@@ -50,6 +50,9 @@ pub enum Mapping {
     /// `s = -m / 2^(b-1)` where `m` is the element of largest magnitude: it gets the lowest code exactly, and the scale
     /// is negative where it is positive (llama.cpp's `make_qx_quants`, AutoRound).
     SignedFull,
+    /// As [`Mapping::Centered`], then the nearest whole multiple of one scale a row, of which a row's weights are int8
+    /// (QServe's progressive group quantization; [`super::factored`]).
+    Progressive,
     /// `s = (hi - lo) / (2^b - 1)` over the range extended to hold 0, and `z = clamp(rne(qmin - lo / s))`.
     Asymmetric,
 }
@@ -84,7 +87,7 @@ impl Mapping {
         let exact = match self {
             _ if amax == 0.0 => 1.0,
             Mapping::Narrow | Mapping::MaxClip => amax / half.max(1.0),
-            Mapping::Centered => amax / (steps / 2.0),
+            Mapping::Centered | Mapping::Progressive => amax / (steps / 2.0),
             Mapping::SignedFull => (if -lo >= hi { amax } else { -amax }) / (half + 1.0),
             // Each bound by itself: their difference may overflow.
             Mapping::Asymmetric => hi / steps - lo / steps,

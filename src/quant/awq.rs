@@ -118,7 +118,7 @@ pub fn clip(weight: &mut [f32], k: usize, samples: &[f32], grid: &Grid) -> Optio
                     let w = &row[start..start + width];
                     let limit = super::observer::absmax(w) * fraction;
                     let cut: Vec<f32> = w.iter().map(|w| w.clamp(-limit, limit)).collect();
-                    let params = grid.params(&cut)?;
+                    let params = grid.of_row(row).params(&cut)?;
                     for ((e, &cut), w) in errors.iter_mut().zip(&cut).zip(w) {
                         *e = params.dequantize(params.quantize(cut)) - w;
                     }

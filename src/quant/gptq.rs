@@ -222,7 +222,7 @@ impl Rows<'_> {
             if !self.plan.known_before {
                 let current = current_values(&w, k, segment, own, &feedback);
                 for (r, current) in current.chunks_exact(width).enumerate() {
-                    let params = self.grid.params(current)?;
+                    let params = self.grid.of_row(&self.w[r * k..][..k]).params(current)?;
                     self.scales[r * self.groups + segment.group] = params.scale;
                     self.zeros[r * self.groups + segment.group] = params.zero_point as f32;
                 }
@@ -364,7 +364,7 @@ mod tests {
             for i in 0..k {
                 if i % g == 0 {
                     let group: Vec<f32> = w[i..k.min(i + g)].iter().map(|&x| x as f32).collect();
-                    params = grid.params(&group);
+                    params = grid.of_row(row).params(&group);
                 }
                 let p = params.expect("finite");
                 let q = f64::from(p.dequantize(p.quantize(w[i] as f32)));

@@ -6,6 +6,8 @@ use crate::dtype::DType;
 
 use super::QuantWeight;
 use super::affine::{Affine, CodeRange, Mapping, bounds};
+use super::factored;
+use super::observer::absmax;
 
 /// How the range of a group is found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,11 +52,27 @@ impl Grid {
         self.group_size.map_or(k, |g| g.min(k))
     }
 
+    /// The grid of a row of these weights, which parameters of its groups may depend on.
+    pub fn of_row(&self, w: &[f32]) -> RowGrid<'_> {
+        let unit = (self.mapping == Mapping::Progressive).then(|| factored::unit(absmax(w)));
+        RowGrid { grid: self, unit }
+    }
+}
+
+/// A [`Grid`] for the groups of one row.
+#[derive(Debug, Clone, Copy)]
+pub struct RowGrid<'a> {
+    grid: &'a Grid,
+    /// What scales are multiples of.
+    unit: Option<f32>,
+}
+
+impl RowGrid<'_> {
     /// Parameters for one group's weights. `None` when one is not finite or the scale does not fit its type.
     pub fn params(&self, w: &[f32]) -> Option<GroupParams> {
         let (lo, hi) = bounds(w)?;
         let full = self.of_range(lo, hi)?;
-        let Search::Shrink { norm } = self.search else { return Some(full) };
+        let Search::Shrink { norm } = self.grid.search else { return Some(full) };
         let mut best = (f32::INFINITY, full);
         for i in 0..SHRINK_TRIED {
             let p = 1.0 - i as f32 / SHRINK_STEPS as f32;
@@ -68,19 +86,19 @@ impl Grid {
     }
 
     fn of_range(&self, lo: f32, hi: f32) -> Option<GroupParams> {
-        let range = CodeRange::unsigned(self.bits);
-        let params = self.mapping.affine(lo, hi, range, self.scale_type)?;
-        let smallest = i32::from(self.smallest_zero);
-        if self.mapping.is_symmetric() || params.zero_point >= smallest {
+        let Grid { bits, mapping, scale_type, smallest_zero, .. } = *self.grid;
+        let range = CodeRange::unsigned(bits);
+        let params = mapping.affine(lo, hi, range, scale_type)?;
+        if let Some(unit) = self.unit {
+            return Some(factored::snap(params, unit, range));
+        }
+        let smallest = i32::from(smallest_zero);
+        if mapping.is_symmetric() || params.zero_point >= smallest {
             return Some(params);
         }
         // The codes below the zero point are given up: the range must fit above it.
-        let mut params = self.mapping.affine(
-            0.0,
-            hi * range.qmax as f32 / (range.qmax - smallest) as f32,
-            range,
-            self.scale_type,
-        )?;
+        let above = hi * range.qmax as f32 / (range.qmax - smallest) as f32;
+        let mut params = mapping.affine(0.0, above, range, scale_type)?;
         params.zero_point = smallest;
         Some(params)
     }
@@ -104,7 +122,7 @@ fn error(params: &GroupParams, w: &[f32], norm: f32, enough: f32) -> f32 {
     sum
 }
 
-/// Round to nearest: each weight of `[n, k]` to the nearest code of its group. `None` as for [`Grid::params`].
+/// Round to nearest: each weight of `[n, k]` to the nearest code of its group. `None` as for [`RowGrid::params`].
 pub fn round_to_nearest(w: &[f32], k: usize, grid: &Grid) -> Option<QuantWeight> {
     let mut q = QuantWeight::empty(w.len() / k, k, grid.bits, grid.columns(k));
     let (group_size, groups) = (q.group_size, q.groups());
@@ -112,6 +130,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, grid: &Grid) -> Option<QuantWeight>
     let parameters = q.scales.par_chunks_mut(groups).zip(q.zeros.par_chunks_mut(groups));
     rows.zip(parameters)
         .map(|((w, codes), (scales, zeros))| {
+            let grid = grid.of_row(w);
             let groups = w.chunks(group_size).zip(codes.chunks_mut(group_size)).zip(scales.iter_mut().zip(zeros));
             for ((w, codes), (scale, zero)) in groups {
                 let params = grid.params(w)?;
@@ -188,9 +207,9 @@ mod tests {
     #[test]
     fn zero_point_of_at_least_one() {
         let grid = Grid { smallest_zero: 1, ..grid(4, None, Mapping::Asymmetric) };
-        let p = grid.params(&[0.0, 0.5, 3.0]).expect("finite");
+        let p = grid.of_row(&[]).params(&[0.0, 0.5, 3.0]).expect("finite");
         assert_eq!((p.zero_point, p.quantize(3.0), p.quantize(0.0)), (1, 15, 1));
         assert!((p.dequantize(15) - 3.0).abs() < 1e-6);
-        assert_eq!(grid.params(&[-1.0, 3.0]).expect("finite").zero_point, 4);
+        assert_eq!(grid.of_row(&[]).params(&[-1.0, 3.0]).expect("finite").zero_point, 4);
     }
 }

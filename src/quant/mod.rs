@@ -13,6 +13,7 @@ pub mod awq;
 pub mod codebook;
 pub mod codes;
 pub mod distortion;
+pub mod factored;
 pub mod fake;
 mod gemm;
 pub mod gptq;
@@ -32,6 +33,7 @@ pub mod ternary;
 
 pub use codebook::Codebook;
 pub use codes::{Codes, SharedBytes, Storage, Stored};
+pub use factored::Factored;
 
 use rayon::prelude::*;
 
@@ -266,6 +268,14 @@ impl LinearWeight {
         match &self.weight {
             Weight::Dense { k, .. } => *k,
             Weight::Quant(q) => q.k,
+        }
+    }
+
+    /// The quantized weight and the factors of its groups, where with int8 activations these make it int8 with one scale a row.
+    pub fn factored(&self) -> Option<(&QuantWeight, Factored)> {
+        match (&self.weight, self.activation) {
+            (Weight::Dense { .. }, _) | (_, ActQuant::None | ActQuant::LlmInt8 { .. }) => None,
+            (Weight::Quant(q), _) => Some((q, Factored::of(q)?)),
         }
     }
 

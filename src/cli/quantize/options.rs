@@ -15,10 +15,17 @@ pub(super) enum KvScalesName {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum MappingName {
+    /// amax / 7 (of 4 bits), the lowest code never used
     Narrow,
+    /// 2 amax / 15
     Centered,
+    /// amax / 7
     MaxClip,
+    /// amax / 8, with the sign by which the largest weight gets the lowest code
     SignedFull,
+    /// As centered, in whole multiples of one scale an output channel (QServe): `w4a8` in groups runs faster
+    Progressive,
+    /// From the smallest to the largest weight, with a zero point
     Asymmetric,
 }
 
@@ -29,6 +36,7 @@ impl MappingName {
             MappingName::Centered => Mapping::Centered,
             MappingName::MaxClip => Mapping::MaxClip,
             MappingName::SignedFull => Mapping::SignedFull,
+            MappingName::Progressive => Mapping::Progressive,
             MappingName::Asymmetric => Mapping::Asymmetric,
         }
     }

@@ -7,6 +7,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::models::quantize::{Activation, LayerScheme, Recipe, Rule, Target, overrides};
 use crate::quant::affine::Mapping;
+use crate::quant::factored::COLUMNS;
 use crate::quant::gptq::{ActOrder, GptqOptions};
 use crate::quant::grid::{Grid, Search};
 
@@ -82,6 +83,9 @@ impl Args {
             smallest_zero: 0,
         };
         let mut layer = LayerScheme { grid, activation };
+        if mapping == Mapping::Progressive {
+            self.check_progressive(&layer)?;
+        }
         if let Some((flag, reason)) = self.method.objection(&layer) {
             return Err(Error::input(flag, reason));
         }
@@ -92,6 +96,27 @@ impl Args {
             }
         }
         Ok(Some(layer))
+    }
+
+    /// Fails where nothing would come of scales that are multiples of one a row.
+    fn check_progressive(&self, layer: &LayerScheme) -> Result<()> {
+        let Grid { bits, group_size, .. } = layer.grid;
+        let groups = group_size.is_some_and(|size| size.is_multiple_of(COLUMNS));
+        let reason = if bits > 4 || layer.activation == Activation::None || !groups {
+            format!(
+                "progressive is for up to 4 bits in groups of a multiple of {COLUMNS} beside int8 activations, as --scheme w4a8 \
+                 has them; a rule for other layers says `sym` or `asym`"
+            )
+        } else if self.method == MethodName::Qat {
+            "not progressive with --method qat, whose scales are trained one by one".into()
+        } else if self.target_bpw.is_some() {
+            "not progressive with --target-bpw: beside int8 activations it chooses among 8 bits alone".into()
+        } else if self.format.is_some_and(|format| format != FormatName::CompressedTensors) {
+            "progressive has the format compressed-tensors, whose scales may be of 32 bits".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::input("--mapping", reason))
     }
 
     /// The recipe for a model of linear layers `names`.

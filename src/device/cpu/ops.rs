@@ -65,6 +65,9 @@ pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilo
     check(&weight)?;
     epilogue.check(&weight)?;
     let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
+    if let Some((q, factored)) = weight.factored() {
+        weight.weight = Weight::Quant(factored.int8_rows(q));
+    }
     let order = match &mut weight.weight {
         Weight::Quant(q) => {
             let _unpacked: &[u8] = &q.codes; // before cores share the work

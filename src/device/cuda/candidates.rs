@@ -22,6 +22,7 @@ pub(super) fn family(p: &Problem) -> Option<&'static str> {
         Layout::Rows8 if p.outliers => "llm_int8/sm80",
         Layout::Rows8 => "w8a8/sm80",
         Layout::Blocks4(shape) if shape.bits == 2 => "w2a8/sm90",
+        Layout::Blocks4(shape) if shape.factors => "w4a8_factored/sm90",
         Layout::Blocks4(_) => "w4a8/sm90",
         Layout::Fragments8Bit { bits: 4 } => "w4a8/sm80",
         Layout::Fragments8Bit { .. } => "w8a8_groups/sm80",

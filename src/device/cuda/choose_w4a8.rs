@@ -64,7 +64,16 @@ pub(super) struct Ring {
 }
 
 fn module(shape: NibbleShape) -> &'static str {
-    if shape.bits == 2 { "gemm_w2a8/sm90" } else { "gemm_w4a8/sm90" }
+    match shape {
+        NibbleShape { factors: true, .. } => "gemm_w4a8/sm90_factored",
+        NibbleShape { bits: 2, .. } => "gemm_w2a8/sm90",
+        _ => "gemm_w4a8/sm90",
+    }
+}
+
+/// What names of a module's kernels begin with, of uint8 activations where `x` says so.
+fn prefix(shape: NibbleShape, x: &str) -> String {
+    format!("gemm_w{}a8{}{x}_sm90", shape.bits, if shape.factors { "_factored" } else { "" })
 }
 
 /// The launch of W4A8 for `m` rows, `m` at least 1.
@@ -120,7 +129,11 @@ pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
     let shared_bytes = launch.grid.shared_bytes as usize;
     if let Some(few) = FEW.iter().find(|few| few.function(shape) == launch.function) {
         let in_turn = few.in_turn(shape);
-        return if few.shared_bytes(in_turn, few.tokens) == shared_bytes { in_turn } else { few.whole(shape, k) };
+        return if few.shared_bytes(shape, in_turn, few.tokens) == shared_bytes {
+            in_turn
+        } else {
+            few.whole(shape, k)
+        };
     }
     let is_of =
         |tile: &&Tile| (tile.tokens, tile.threads()) == (launch.box_rows as usize, launch.grid.threads as usize);
@@ -131,7 +144,7 @@ pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
 
 impl Few {
     fn function(&self, shape: NibbleShape) -> String {
-        format!("gemm_w{}a8_sm90_few_{}x{}x{}", shape.bits, self.tokens, self.sixteens, self.parts)
+        format!("{}_few_{}x{}x{}", prefix(shape, ""), self.tokens, self.sixteens, self.parts)
     }
 
     fn rows(&self) -> usize {
@@ -153,9 +166,10 @@ impl Few {
         Ring { stages: 2, stage_bytes: self.round(shape) + 16 }
     }
 
-    /// Sums, scales of two rounds, and `rows` rows of x.
-    fn shared_bytes(&self, ring: Ring, rows: usize) -> usize {
-        EACH * self.parts * self.rows() * (self.tokens + 2) * 4 + ring.stages * ring.stage_bytes * rows
+    /// Sums, scales of two rounds, and `rows` rows of x. Where rows are made to be one group warps have one sum each, and no scales.
+    fn shared_bytes(&self, shape: NibbleShape, ring: Ring, rows: usize) -> usize {
+        let words = if shape.factors || shape.bits == 2 { self.tokens } else { EACH * (self.tokens + 2) };
+        self.parts * self.rows() * words * 4 + ring.stages * ring.stage_bytes * rows
     }
 
     /// Tiles of w and of x, and blocks that share a multiprocessor.
@@ -167,7 +181,7 @@ impl Few {
     fn ring(&self, p: &Problem, shape: NibbleShape, m: usize) -> Ring {
         let room = SHARED_BYTES / self.tiles(p, m).2 - 1024;
         let whole = self.whole(shape, p.k);
-        if self.shared_bytes(whole, m.min(self.tokens)) <= room { whole } else { self.in_turn(shape) }
+        if self.shared_bytes(shape, whole, m.min(self.tokens)) <= room { whole } else { self.in_turn(shape) }
     }
 
     fn launch(&self, p: &Problem, shape: NibbleShape, m: usize) -> Launch {
@@ -177,7 +191,7 @@ impl Few {
         let grid = Grid {
             blocks: [down.min((p.sm_count as usize * resident / across).max(1)) as u32, across as u32, 1],
             threads: (32 * self.sixteens * self.parts) as u32,
-            shared_bytes: self.shared_bytes(ring, rows) as u32,
+            shared_bytes: self.shared_bytes(shape, ring, rows) as u32,
             cluster: 1,
             overlaps: true,
         };
@@ -232,7 +246,7 @@ impl Tile {
         let (bits, x) = (shape.bits, if p.x_u8 { "_u8" } else { "" });
         Launch {
             module: module(shape),
-            function: format!("gemm_w{bits}a8{x}_sm90_{tokens}x{groups}"),
+            function: format!("{}_{tokens}x{groups}", prefix(shape, x)),
             config: format!("w{bits} {}x{tokens}", groups * ROWS),
             grid,
             box_rows: tokens as u32,
@@ -247,25 +261,33 @@ mod tests {
     use super::super::pack::Layout;
     use super::*;
 
-    const SHAPE: NibbleShape = NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 };
+    const SHAPE: NibbleShape = NibbleShape { bits: 4, one_group: false, factors: false, parts: 1, group_blocks: 1 };
 
     #[test]
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w4a8/sm90.cu");
         let of_two_bits = include_str!("../../../kernels/gemm_w2a8/sm90.cu");
+        let of_factors = include_str!("../../../kernels/gemm_w4a8/sm90_factored.cu");
         let table: Vec<Vec<u32>> =
             TILES.iter().map(|t| [t.tokens, t.groups, t.resident].map(|x| x as u32).to_vec()).collect();
         let few: Vec<Vec<u32>> =
             FEW.iter().map(|t| [t.tokens, t.sixteens, t.parts, t.resident].map(|x| x as u32).to_vec()).collect();
         assert_eq!(uses(source, "GEMM_W4A8_SM90_FEW"), few);
         assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_FEW"), few);
+        assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90_FEW"), few);
         let few = include_str!("../../../kernels/gemm_w4a8/sm90_few.cuh");
+        assert!(few.contains("UNITS = (Codes::ONE_GROUP ? 1 : EACH) * PARTS;"));
         assert!(few.contains(&format!("EACH = {EACH};")) && few.contains("SUM_BYTES = UNITS * ROWS * TOKENS * 4"));
-        assert!(few.contains("SCALE_BYTES = UNITS * ROWS * 4;") && few.contains("SUM_BYTES + 2 * SCALE_BYTES;"));
+        assert!(
+            few.contains("SCALE_BYTES = Codes::ONE_GROUP ? 0 : UNITS * ROWS * 4;")
+                && few.contains("SUM_BYTES + 2 * SCALE_BYTES;")
+        );
         assert_eq!(uses(source, "GEMM_W4A8_SM90"), table);
         assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90"), table);
+        assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90"), table);
         assert_eq!(uses(source, "GEMM_W4A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
         assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
+        assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
         let ring = include_str!("../../../kernels/common/block_ring.cuh");
         assert!(ring.contains(&format!("HEAD_BYTES = {HEAD_BYTES}, MAX_STAGES = HEAD_BYTES / 16;")));
         let tile = include_str!("../../../kernels/gemm_w4a8/epilogue_sm90.cuh");
@@ -278,9 +300,11 @@ mod tests {
     fn every_launch_is_one_that_the_gpu_takes() {
         for shape in [
             SHAPE,
-            NibbleShape { bits: 4, one_group: true, parts: 1, group_blocks: 32 },
-            NibbleShape { bits: 4, one_group: false, parts: 2, group_blocks: 1 },
-            NibbleShape { bits: 4, one_group: false, parts: 4, group_blocks: 1 },
+            NibbleShape { bits: 4, one_group: true, factors: false, parts: 1, group_blocks: 32 },
+            NibbleShape { bits: 4, one_group: true, factors: true, parts: 1, group_blocks: 32 },
+            NibbleShape { bits: 2, one_group: true, factors: false, parts: 1, group_blocks: 32 },
+            NibbleShape { bits: 4, one_group: false, factors: false, parts: 2, group_blocks: 1 },
+            NibbleShape { bits: 4, one_group: false, factors: false, parts: 4, group_blocks: 1 },
         ] {
             for m in [1, 16, 17, 33, 64, 65, 128, 129, 257, 512, 4096, 65536] {
                 for (n, k) in

@@ -15,7 +15,7 @@ use crate::device::cpu::check;
 use crate::device::{Activation, Epilogue, Output, PackedBody, PackedWeight};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
+use crate::quant::{ActQuant, Codebook, Factored, LinearWeight, QuantWeight, Weight};
 
 /// How the bytes of a weight lie, which is also which kernels read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,9 +222,15 @@ fn check_kernels(layout: Layout, weight: &LinearWeight, epilogue: Epilogue) -> R
 pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epilogue) -> Result<PackedWeight> {
     check(&weight)?;
     epilogue.check(&weight)?;
+    let scheme = weight.scheme();
+    // What sm_90's kernels multiply by factors, others have in int8.
+    if let Some((q, factored)) = weight.factored()
+        && !(device.uses_sm90() && NibbleShape::of(q).is_some_and(|shape| shape.factors))
+    {
+        weight.weight = Weight::Quant(factored.int8_rows(q));
+    }
     let layout = layout(&weight, device);
     check_kernels(layout, &weight, epilogue)?;
-    let scheme = weight.scheme();
     let (n, k) = (weight.n(), weight.k());
     // Layouts pad both sides to whole tiles of at most 256.
     u32_of(n.next_multiple_of(256))?;
@@ -335,6 +341,8 @@ pub(super) struct Beside {
     pub(super) sums: bool,
     /// Zero point of every weight, where there are no `zeros`.
     pub(super) zero: u32,
+    /// Where blocks have factors; the scales are those of rows.
+    pub(super) factored: Option<Factored>,
 }
 
 impl Beside {
@@ -355,7 +363,8 @@ impl Beside {
                 (by_group(TILE), q.zeros.par_iter().any(|&z| z != q.zeros[0]), asymmetric_input, zero)
             }
         };
-        Beside { order, zeros, sums, zero }
+        let has_factors = matches!(layout, Layout::Blocks4(NibbleShape { factors: true, .. }));
+        Beside { order, zeros, sums, zero, factored: has_factors.then(|| Factored::of(q)).flatten() }
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) fn pack_on_host(layout: Layout, q: &QuantWeight, beside: &Beside, dty
         Layout::Rows8 => HostData::I8(steps(q)),
         Layout::Blocks8 => HostData::I8(blocks8(q)),
         Layout::Blocks16(shape) => HostData::U8(shape.pack(q, dtype)),
-        Layout::Blocks4(shape) => HostData::U8(shape.pack(q)),
+        Layout::Blocks4(shape) => HostData::U8(shape.pack(q, beside.factored.as_ref())),
         Layout::Fragments8Bit { bits: 8 } => {
             let steps: Vec<u8> = steps(q).into_iter().map(|step| step as u8).collect();
             HostData::U8(fragments8(q.n, q.k, &steps))
@@ -28,13 +28,17 @@ pub(super) fn pack_on_host(layout: Layout, q: &QuantWeight, beside: &Beside, dty
     };
     let zeros = beside.zeros.then(|| match beside.order {
         Some(order @ Order::ByGroup { .. }) => {
-            let zeros = ordered(q, &q.zeros, order);
+            let zeros = ordered(&q.zeros, q.groups(), order);
             HostData::U8(zeros.into_iter().flat_map(|z| (z as u16).to_le_bytes()).collect())
         }
         _ => HostData::F32(q.zeros.clone()),
     });
-    let scales = beside.order.map(|order| HostData::F32(ordered(q, &q.scales, order)));
-    let sums = beside.order.filter(|_| beside.sums).map(|order| HostData::I32(ordered(q, &group_sums(q), order)));
+    let scales = beside.order.map(|order| match &beside.factored {
+        Some(factored) => HostData::F32(ordered(&factored.scales, 1, order)),
+        None => HostData::F32(ordered(&q.scales, q.groups(), order)),
+    });
+    let sums =
+        beside.order.filter(|_| beside.sums).map(|order| HostData::I32(ordered(&group_sums(q), q.groups(), order)));
     Packed { weights, scales, zeros, sums }
 }
 
@@ -100,9 +104,8 @@ fn group_sums(q: &QuantWeight) -> Vec<i32> {
 }
 
 /// `[n, groups]` values in `order`, padded with zeros.
-fn ordered<T: Copy + Default>(q: &QuantWeight, values: &[T], order: Order) -> Vec<T> {
+fn ordered<T: Copy + Default>(values: &[T], groups: usize, order: Order) -> Vec<T> {
     let Order::ByGroup { n_pad } = order else { return values.to_vec() };
-    let groups = q.groups();
     let mut transposed = vec![T::default(); groups * n_pad];
     for (r, row) in values.chunks_exact(groups).enumerate() {
         for (g, &value) in row.iter().enumerate() {

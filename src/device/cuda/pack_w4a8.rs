@@ -1,10 +1,10 @@
-//! Weights of 4 or 2 bits in blocks of 64 rows x 128 columns, each with the scales of its groups beside its codes: what
-//! gemm_w4a8/sm90 and gemm_w2a8/sm90 read (docs/formats.md, "Kernel layouts").
+//! Weights of 4 or 2 bits in blocks of 64 rows x 128 columns, each with the scales or factors of its groups beside its codes:
+//! what gemm_w4a8/sm90, gemm_w4a8/sm90_factored and gemm_w2a8/sm90 read (docs/formats.md, "Kernel layouts").
 
 use rayon::prelude::*;
 
 use super::pack_blocks::{COLUMNS, ROWS};
-use crate::quant::QuantWeight;
+use crate::quant::{Factored, QuantWeight};
 
 /// Most columns of a group: 255 steps of x, times 16 * 8 or 64 * 2 of w, stay inside an int32.
 const MOST_COLUMNS: usize = (i32::MAX / (255 * 128)) as usize;
@@ -16,6 +16,8 @@ pub(super) struct NibbleShape {
     pub(super) bits: usize,
     /// One scale an output, which does not lie in blocks.
     pub(super) one_group: bool,
+    /// Groups are factors of that scale: codes are unsigned then.
+    pub(super) factors: bool,
     /// Groups of a block, of equally many columns: 1, 2 or 4.
     pub(super) parts: usize,
     /// Blocks of a group.
@@ -36,6 +38,10 @@ impl NibbleShape {
             _ if columns.is_multiple_of(COLUMNS) => (1, columns / COLUMNS),
             _ => return None,
         };
+        if q.k <= MOST_COLUMNS && Factored::of(q).is_some() {
+            let group_blocks = q.k.div_ceil(COLUMNS);
+            return Some(NibbleShape { bits: 4, one_group: true, factors: true, parts: 1, group_blocks });
+        }
         let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16) && columns <= MOST_COLUMNS;
         let exact = |&scale: &f32| one_group || sixteenth(scale) * 16.0 == scale;
         // Codes of a file that are all about the middle need not be looked at.
@@ -47,7 +53,7 @@ impl NibbleShape {
             return None;
         }
         let is_narrow = one_group && q.bits == 2 && (q.is_symmetric() || all_fit(2));
-        Some(NibbleShape { bits: if is_narrow { 2 } else { 4 }, one_group, parts, group_blocks })
+        Some(NibbleShape { bits: if is_narrow { 2 } else { 4 }, one_group, factors: false, parts, group_blocks })
     }
 
     /// Bytes of a block's codes.
@@ -57,18 +63,27 @@ impl NibbleShape {
 
     /// Bytes of a block.
     pub(super) fn bytes(&self) -> usize {
-        self.code_bytes() + if self.one_group { 0 } else { self.parts * ROWS * 4 }
+        let beside = match self {
+            NibbleShape { factors: true, .. } => ROWS * 2,
+            NibbleShape { one_group: true, .. } => 0,
+            _ => self.parts * ROWS * 4,
+        };
+        self.code_bytes() + beside
     }
 
     /// `q`'s blocks: those of rows 0 to 63 in ascending columns, then those of the next rows. What lies beyond `q` is 0.
-    pub(super) fn pack(&self, q: &QuantWeight) -> Vec<u8> {
+    /// `factored` where the shape has factors.
+    pub(super) fn pack(&self, q: &QuantWeight, factored: Option<&Factored>) -> Vec<u8> {
         let row_bytes = q.k.div_ceil(COLUMNS) * self.bytes();
         let mut bytes = vec![0; q.n.div_ceil(ROWS) * row_bytes];
         bytes.par_chunks_mut(row_bytes).enumerate().for_each(|(row_block, bytes)| {
             for (k_block, bytes) in bytes.chunks_exact_mut(self.bytes()).enumerate() {
                 let (codes, scales) = bytes.split_at_mut(self.code_bytes());
                 self.pack_codes(q, row_block * ROWS, k_block * COLUMNS, codes);
-                self.pack_scales(q, row_block * ROWS, k_block * COLUMNS, scales);
+                match factored {
+                    Some(factored) => pack_factors(q, factored, row_block * ROWS, k_block * COLUMNS, scales),
+                    None => self.pack_scales(q, row_block * ROWS, k_block * COLUMNS, scales),
+                }
             }
         });
         bytes
@@ -77,11 +92,13 @@ impl NibbleShape {
     /// A thread's sixteen bytes follow each other, those of 128 threads make 2 KB: 64 columns of 4 bits or 128 of 2 bits.
     fn pack_codes(&self, q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
         let step = |row: usize, column: usize| {
-            if row >= q.n || column >= q.k {
+            if row >= q.n {
                 return 0;
             }
-            let zero = q.zeros[row * q.groups() + column / q.group_size];
-            (i32::from(q.codes[row * q.k + column]) - zero as i32) as u8 & ((1 << self.bits) - 1)
+            let zero = q.zeros[row * q.groups() + column.min(q.k - 1) / q.group_size];
+            // With factors the code of zero is not 0.
+            let code = if column < q.k { f32::from(q.codes[row * q.k + column]) } else { zero };
+            (if self.factors { code } else { code - zero }) as i32 as u8 & ((1 << self.bits) - 1)
         };
         // Columns of a word, of which a code is of every sixteen.
         let word_columns = 64 / self.bits;
@@ -98,7 +115,7 @@ impl NibbleShape {
     fn pack_scales(&self, q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
         for (at, value) in bytes.chunks_exact_mut(4).enumerate() {
             let (part, i) = (at / ROWS, at % ROWS);
-            let row = first_row + i / 16 * 16 + i % 2 * 8 + i / 2 % 8;
+            let row = first_row + in_pairs(i);
             let column = first_column + part * (COLUMNS / self.parts);
             if row < q.n && column < q.k {
                 let scale = q.scales[row * q.groups() + column / q.group_size];
@@ -106,6 +123,23 @@ impl NibbleShape {
             }
         }
     }
+}
+
+/// For each of 64 outputs, in pairs 8 apart, the factor of the block's group and its product with the zero point.
+fn pack_factors(q: &QuantWeight, factored: &Factored, first_row: usize, column: usize, bytes: &mut [u8]) {
+    for (i, bytes) in bytes.chunks_exact_mut(2).enumerate() {
+        let row = first_row + in_pairs(i);
+        if row < q.n {
+            let group = row * q.groups() + column / q.group_size;
+            let factor = factored.factors[group];
+            bytes.copy_from_slice(&[factor, factor * q.zeros[group] as u8]);
+        }
+    }
+}
+
+/// Of 64 outputs in pairs 8 apart, the one at place `i`.
+fn in_pairs(i: usize) -> usize {
+    i / 16 * 16 + i % 2 * 8 + i / 2 % 8
 }
 
 fn sixteenth(scale: f32) -> f32 {
@@ -155,13 +189,13 @@ mod tests {
         let q = QuantWeight {
             k: 256,
             codes: q.codes.chunks(128).flat_map(|row| [row, row].concat()).collect(),
-            scales: q.scales.iter().flat_map(|&s| [s, s]).collect(),
+            scales: q.scales.iter().flat_map(|&s| [s, s * 1.0625]).collect(),
             zeros: vec![8.0; 128],
             ..q
         };
         let shape = NibbleShape::of(&q).expect("a block holds it");
-        assert_eq!(shape, NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 });
-        let bytes = shape.pack(&q);
+        assert_eq!(shape, NibbleShape { bits: 4, one_group: false, factors: false, parts: 1, group_blocks: 1 });
+        let bytes = shape.pack(&q, None);
         assert_eq!(bytes.len(), 2 * (4096 + 256));
         // Thread 0: rows 0 and 8, columns 0 to 3. Thread 5: rows 1 and 9, columns 4 to 7.
         assert_eq!(word(&bytes, 0), 0x3b2a_1908);
@@ -185,8 +219,9 @@ mod tests {
         ] {
             let q = weight(n, k, bits, group_size);
             let shape = NibbleShape::of(&q).expect("a block holds it");
-            let bytes = shape.pack(&q);
+            let bytes = shape.pack(&q, None);
             let k_blocks = k.div_ceil(128);
+            assert!(!shape.factors);
             assert_eq!(shape.bits, if bits == 2 && group_size == k { 2 } else { 4 });
             assert_eq!(bytes.len(), n.div_ceil(64) * k_blocks * shape.bytes());
             for row in 0..n.next_multiple_of(64) {
@@ -209,6 +244,42 @@ mod tests {
                         let scale = f32::from_bits(word(block, 1024 + at)) * 16.0;
                         assert_eq!(scale, q.scales[row * k.div_ceil(group_size) + column / group_size]);
                     }
+                }
+            }
+        }
+    }
+
+    /// What a thread multiplies by and adds to bytes of codes gives its weights plus 128, in padding too.
+    #[test]
+    fn factors_lie_behind_unsigned_codes() {
+        for (n, k, group_size) in [(1, 144, 128), (70, 400, 128), (33, 1040, 256)] {
+            let mut q = weight(n, k, 4, group_size);
+            let groups = q.groups();
+            q.scales = (0..n * groups).map(|i| 0.25 * (1 + i % 7) as f32).collect();
+            q.zeros = (0..n * groups).map(|i| (i % 16) as f32).collect();
+            let factored = Factored::of(&q).expect("multiples of a quarter");
+            let shape = NibbleShape::of(&q).expect("a block holds it");
+            let k_blocks = k.div_ceil(128);
+            assert_eq!(
+                shape,
+                NibbleShape { bits: 4, one_group: true, factors: true, parts: 1, group_blocks: k_blocks }
+            );
+            let bytes = shape.pack(&q, Some(&factored));
+            assert_eq!(bytes.len(), n.div_ceil(64) * k_blocks * (4096 + 128));
+            for row in 0..n.next_multiple_of(64) {
+                for column in 0..k.next_multiple_of(128) {
+                    let block = &bytes[(row / 64 * k_blocks + column / 128) * shape.bytes()..];
+                    let (r, c) = (row % 64, column % 128);
+                    let thread = r / 16 * 32 + r % 8 * 4 + c % 16 / 4;
+                    let byte = block[(c / 64 * 512 + c % 64 / 16) * 4 + thread * 16 + c % 4];
+                    let code = i32::from(byte >> (r % 16 / 8 * 4) & 15);
+                    let at = 4096 + 2 * (r / 16 * 16 + r % 8 * 2 + r % 16 / 8);
+                    let got = f32::from(block[at]) * code as f32 - f32::from(block[at + 1]);
+                    let inside = row < n && column < k;
+                    let group = row * groups + column.min(k - 1) / group_size;
+                    let expected = if inside { f32::from(q.codes[row * k + column]) - q.zeros[group] } else { 0.0 };
+                    let scale = if inside { q.scales[group] / factored.scales[row] } else { 1.0 };
+                    assert_eq!(got, expected * scale, "{n} x {k}: row {row}, column {column}");
                 }
             }
         }

@@ -36,7 +36,7 @@ pub(super) fn repack(
     beside: &Beside,
 ) -> Result<Option<Packed<Buffer>>> {
     let parts = q.codes.parts(q.n);
-    let is_known = !matches!(layout, Layout::Blocks4(NibbleShape { bits: 2, .. }));
+    let is_known = !matches!(layout, Layout::Blocks4(NibbleShape { bits: 2, .. } | NibbleShape { factors: true, .. }));
     if device.packs_on_host() || parts.len() > MOST_PARTS || !is_known {
         return Ok(None);
     }

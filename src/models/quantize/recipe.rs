@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::write::{Format, KvScales, Written};
 use crate::dtype::DType;
+use crate::quant::affine::Mapping;
 use crate::quant::gptq::{ActOrder, GptqOptions};
 use crate::quant::granularity::bits_per_weight;
 use crate::quant::grid::{Grid, Search};
@@ -183,7 +184,11 @@ impl Recipe {
     }
 
     fn fit(&self, layer: LayerScheme, dtype: DType) -> LayerScheme {
-        let (scale_type, smallest_zero) = (self.format.scale_type(dtype), self.format.smallest_zero());
+        let smallest_zero = self.format.smallest_zero();
+        let scale_type = match layer.grid.mapping {
+            Mapping::Progressive => DType::F32, // 16 bits do not hold the multiples of a scale
+            _ => self.format.scale_type(dtype),
+        };
         LayerScheme { grid: Grid { scale_type, smallest_zero, ..layer.grid }, ..layer }
     }
 
