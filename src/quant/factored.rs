@@ -12,6 +12,9 @@ use super::affine::{Affine, CodeRange};
 /// Groups are of a multiple of so many columns: with fewer a weight's groups are added up one by one.
 pub const COLUMNS: usize = 128;
 
+/// Longest row whose sum with 255 steps of an input fits an int32.
+const MOST_COLUMNS: usize = (i32::MAX / (255 * 128)) as usize;
+
 /// Largest int8 that [`unit`] leaves for a row's largest weight: rounded up to a multiple of 15 or so it still fits.
 const LARGEST: f32 = 119.0;
 
@@ -28,7 +31,7 @@ pub struct Factored {
 impl Factored {
     /// Of a weight of up to 4 bits and several groups. `None` where its scales are no such multiples, or the products no int8.
     pub fn of(q: &QuantWeight) -> Option<Factored> {
-        let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16);
+        let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16) && q.k <= MOST_COLUMNS;
         if !fits || q.groups() == 1 || !q.group_size.is_multiple_of(COLUMNS) {
             return None;
         }

@@ -65,10 +65,12 @@ fn cuda_int8_is_exact() {
     for device in cuda_devices() {
         let cpu = Device::cpu();
         let int8 = WeightCase { bits: 8, group_size: usize::MAX, activation: ActQuant::DynamicPerToken, ..CASE };
-        for case in [int8, WeightCase { bits: 4, group_size: 128, ..int8 }] {
-            let w = cpu.pack(weight(case)).expect("pack");
+        let (factored, _) = super::factored::weight(520, 1168, 128, true, int8.activation);
+        let factored = LinearWeight { weight: Weight::Quant(factored), ..weight(int8) };
+        for weight in [weight(int8), weight(WeightCase { bits: 4, group_size: 128, ..int8 }), factored] {
+            let w = cpu.pack(weight.clone()).expect("pack");
             let expected = std::cell::OnceCell::new();
-            each(&device, &weight(case), |what, m, x, got| {
+            each(&device, &weight, |what, m, x, got| {
                 let expected = expected.get_or_init(|| run(&cpu, &w, x, MOST, "the CPU's"));
                 assert_exact(what, got, &expected[..m * w.n]);
             });

@@ -5,6 +5,7 @@ mod attention;
 mod batch_invariant;
 #[cfg(lowbit_cuda)]
 mod candidates;
+mod factored;
 mod fused;
 mod gate;
 mod linear;

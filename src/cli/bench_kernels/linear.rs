@@ -36,6 +36,8 @@ pub(super) struct Layer {
     asymmetric: bool,
     /// Scales that are no floats of the activation type.
     fine_scales: bool,
+    /// Scales that are whole multiples of one a row.
+    progressive: bool,
     /// Columns sorted by group, in an order that is not the input's.
     act_order: bool,
     /// Behind the RMSNorm that makes its input, and gathers it for [`Self::act_order`].
@@ -47,12 +49,14 @@ impl Layer {
 
     const fn plain(scheme: DummyScheme, unit: Unit) -> Layer {
         let (epilogue, codes) = (Epilogue::NONE, DType::I8);
-        let (outliers, asymmetric, fine_scales, act_order, norm) = (false, false, false, false, false);
-        Layer { scheme, unit, epilogue, codes, outliers, asymmetric, fine_scales, act_order, norm }
+        let (outliers, asymmetric, fine_scales, progressive) = (false, false, false, false);
+        let (act_order, norm) = (false, false);
+        Layer { scheme, unit, epilogue, codes, outliers, asymmetric, fine_scales, progressive, act_order, norm }
     }
 
     pub(super) fn of(op: Op) -> Option<Layer> {
         let w8a8 = Layer::plain(DummyScheme::Int8(8, 0), Unit::Int8);
+        let w4a8 = Layer::plain(DummyScheme::Int8(4, 128), Unit::Int8);
         let w4a16 = Layer::plain(DummyScheme::WeightOnly(4, 128), Unit::Float16);
         let swiglu = Epilogue { activation: Activation::SwiGlu, output: Output::Static { scale: 0.05, zero_point: 0 } };
         Some(match op {
@@ -60,7 +64,8 @@ impl Layer {
             Op::W8a8Swiglu => Layer { epilogue: swiglu, ..w8a8 },
             Op::W8a8U8 => Layer { codes: DType::U8, ..w8a8 },
             Op::LlmInt8 => Layer { outliers: true, ..w8a8 },
-            Op::W4a8 => Layer::plain(DummyScheme::Int8(4, 128), Unit::Int8),
+            Op::W4a8 => w4a8,
+            Op::W4a8Progressive => Layer { progressive: true, ..w4a8 },
             Op::W4a16 => w4a16,
             Op::W4a16Asymmetric => Layer { asymmetric: true, ..w4a16 },
             Op::W4a16FineScales => Layer { fine_scales: true, ..w4a16 },
@@ -285,6 +290,10 @@ pub(super) fn weights(gpu: &CudaDevice, layer: &Layer, shape: Shape) -> Result<V
         }
         if layer.fine_scales {
             q.scales.iter_mut().for_each(|scale| *scale = between(*scale, gpu.dtype()));
+        }
+        if layer.progressive {
+            let unit = q.scales[0] / 16.0;
+            q.scales.iter_mut().enumerate().for_each(|(i, scale)| *scale = (9 + i % 8) as f32 * unit);
         }
         q.order = layer.act_order.then(|| shuffled(q.k));
     }

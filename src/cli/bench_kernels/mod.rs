@@ -45,7 +45,7 @@ large matrices, or of any product of the run that was faster.
 
   `x int8` and `x 16-bit` are the speed relative to cuBLASLt at the same shape: its plain int8 product (32-bit sums, no \
 scales) and its product of 16-bit weights. A dash: it has no kernel for the shape, or runs the op itself. `x plain` is the \
-speed relative to the op without what the name adds (w8a8 of w8a8_swiglu, w8a8_u8 and llm_int8, w4a16 of w4a16_asymmetric, \
+speed relative to the op without what the name adds (w8a8 of w8a8_swiglu, w8a8_u8 and llm_int8, w4a8 of w4a8_progressive, w4a16 of w4a16_asymmetric, \
 w4a16_fine_scales and w4a16_norm, w4a16_norm of w4a16_act_order), where the run has both.
 
 Example: lowbit bench kernels --op w8a8 --shapes 4096x4096,28672x4096 --rows 1,16,64,1024";
@@ -112,6 +112,8 @@ enum Op {
     LlmInt8,
     /// Linear: 4-bit weights in groups of 128, int8 activations.
     W4a8,
+    /// W4A8 whose scales are whole multiples of one scale a channel.
+    W4a8Progressive,
     /// Linear: 4-bit weights in groups of 128, 16-bit activations.
     W4a16,
     /// W4A16 with zero points.
@@ -145,6 +147,7 @@ impl Op {
     fn plain(self) -> Option<Op> {
         match self {
             Op::W8a8Swiglu | Op::W8a8U8 | Op::LlmInt8 => Some(Op::W8a8),
+            Op::W4a8Progressive => Some(Op::W4a8),
             Op::W4a16Asymmetric | Op::W4a16FineScales | Op::W4a16Norm => Some(Op::W4a16),
             Op::W4a16ActOrder => Some(Op::W4a16Norm),
             _ => None,
@@ -333,7 +336,7 @@ mod tests {
     #[test]
     fn all_is_measured_unless_named() {
         let all = selection(&[]).expect("parses");
-        assert_eq!((all.ops.len(), &all.shapes[..], &all.rows[..]), (18, &SHAPES[..], &ROWS[..]));
+        assert_eq!((all.ops.len(), &all.shapes[..], &all.rows[..]), (19, &SHAPES[..], &ROWS[..]));
         assert_eq!(all.op_rows, OP_ROWS);
         let quick = selection(&["--quick"]).expect("parses");
         assert_eq!((&quick.shapes[..], &quick.rows[..]), (&QUICK_SHAPES[..], &QUICK_ROWS[..]));
@@ -354,9 +357,9 @@ mod tests {
     #[test]
     fn ops_have_one_name() {
         let names: Vec<String> = Op::value_variants().iter().map(|op| op.name()).collect();
-        let int8 = ["w8a8", "w8a8_swiglu", "w8a8_u8", "llm_int8", "w4a8"];
+        let int8 = ["w8a8", "w8a8_swiglu", "w8a8_u8", "llm_int8", "w4a8", "w4a8_progressive"];
         let w4a16 = ["w4a16", "w4a16_asymmetric", "w4a16_fine_scales", "w4a16_norm", "w4a16_act_order"];
-        assert_eq!(names[..12], [&int8[..], &w4a16, &["w8a16", "dense"]].concat());
+        assert_eq!(names[..13], [&int8[..], &w4a16, &["w8a16", "dense"]].concat());
         for op in Op::value_variants() {
             assert_eq!(serde_json::to_value(op).expect("serializes"), op.name());
         }

@@ -65,7 +65,7 @@ pub(super) struct Ring {
 
 fn module(shape: NibbleShape) -> &'static str {
     match shape {
-        NibbleShape { factors: true, .. } => "gemm_w4a8/sm90_factored",
+        NibbleShape { factors: true, .. } => "gemm_w4a8_factored/sm90",
         NibbleShape { bits: 2, .. } => "gemm_w2a8/sm90",
         _ => "gemm_w4a8/sm90",
     }
@@ -267,7 +267,7 @@ mod tests {
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w4a8/sm90.cu");
         let of_two_bits = include_str!("../../../kernels/gemm_w2a8/sm90.cu");
-        let of_factors = include_str!("../../../kernels/gemm_w4a8/sm90_factored.cu");
+        let of_factors = include_str!("../../../kernels/gemm_w4a8_factored/sm90.cu");
         let table: Vec<Vec<u32>> =
             TILES.iter().map(|t| [t.tokens, t.groups, t.resident].map(|x| x as u32).to_vec()).collect();
         let few: Vec<Vec<u32>> =

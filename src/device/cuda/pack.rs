@@ -223,9 +223,9 @@ pub(crate) fn pack(device: &CudaDevice, mut weight: LinearWeight, epilogue: Epil
     check(&weight)?;
     epilogue.check(&weight)?;
     let scheme = weight.scheme();
-    // What sm_90's kernels multiply by factors, others have in int8.
+    // Kernels of sm_90 multiply by factors, others have the weight in int8.
     if let Some((q, factored)) = weight.factored()
-        && !(device.uses_sm90() && NibbleShape::of(q).is_some_and(|shape| shape.factors))
+        && !device.uses_sm90()
     {
         weight.weight = Weight::Quant(factored.int8_rows(q));
     }

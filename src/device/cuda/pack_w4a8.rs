@@ -1,5 +1,5 @@
 //! Weights of 4 or 2 bits in blocks of 64 rows x 128 columns, each with the scales or factors of its groups beside its codes:
-//! what gemm_w4a8/sm90, gemm_w4a8/sm90_factored and gemm_w2a8/sm90 read (docs/formats.md, "Kernel layouts").
+//! what gemm_w4a8/sm90, gemm_w4a8_factored/sm90 and gemm_w2a8/sm90 read (docs/formats.md, "Kernel layouts").
 
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ impl NibbleShape {
             _ if columns.is_multiple_of(COLUMNS) => (1, columns / COLUMNS),
             _ => return None,
         };
-        if q.k <= MOST_COLUMNS && Factored::of(q).is_some() {
+        if Factored::of(q).is_some() {
             let group_blocks = q.k.div_ceil(COLUMNS);
             return Some(NibbleShape { bits: 4, one_group: true, factors: true, parts: 1, group_blocks });
         }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Codes, Rounding};
 use crate::dtype::HostData;
-use crate::quant::QuantWeight;
+use crate::quant::{Factored, QuantWeight};
 
 /// Floating-point weight `[n, k]`.
 pub fn linear_dense(x: &[f32], w: &HostData, k: usize, bias: Option<&[f32]>, rounding: Rounding) -> Vec<f64> {
@@ -100,10 +100,13 @@ pub fn linear_int8(codes: &[i8], scales: &[f32], zeros: &[i32], w: &QuantWeight,
     y
 }
 
-/// [`linear_int8`] of quantized rows. LLM.int8(): with one group, then for every outlier `c` of the row in ascending order
+/// [`linear_int8`] of quantized rows, of a weight that is [`Factored`] in its int8 form. LLM.int8(): with one group, then for every outlier `c` of the row in ascending order
 /// `y = fma(outliers[c], f32(w.codes[r, c] - w.zeros[r]) * w.scales[r], y)`, then `+ bias`.
 pub fn linear_of_codes(x: &Codes, w: &QuantWeight, bias: Option<&[f32]>) -> Vec<f32> {
     if x.outliers.is_empty() {
+        if let Some(factored) = Factored::of(w) {
+            return linear_int8(&x.codes, &x.scales, &x.zeros, &factored.int8_rows(w), bias);
+        }
         return linear_int8(&x.codes, &x.scales, &x.zeros, w, bias);
     }
     let mut y = linear_int8(&x.codes, &x.scales, &x.zeros, w, None);
