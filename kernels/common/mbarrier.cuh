@@ -24,6 +24,11 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Arrives once all cp.async copies that this thread has started so far are there.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Waits for the end of the phase of this parity: 0 for the first phase, then alternating. Orders what this block's
 // threads and the copy engine wrote; a wider scope would empty L1 each time.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {

@@ -7,12 +7,18 @@
 //           one copy; x row-major behind a tensor map.
 // Dtypes:   x f16 or bf16, w 4- or 8-bit codes, f32 sums.
 // Numerics: deterministic: what is added, and in which order, depends on the launch alone. Rounding of weights: none in
-//           sm90_few.cuh, once to the type of x in sm90_many.cuh.
+//           sm90_warps.cuh and sm90_few.cuh, once to the type of x in sm90_many.cuh.
 // Limits:   k a multiple of 8, groups of a multiple of 32 or all of k, integral zero points up to 2^BITS.
 
 #include "gemm_w4a16/sm90_few.cuh"
 #include "gemm_w4a16/sm90_many.cuh"
+#include "gemm_w4a16/sm90_warps.cuh"
 
+#define GEMM_W4A16_WARPS(T, BITS, TOKENS, SIXTEENS, PARTS, RESIDENT)                                                    \
+  extern "C" __global__ void __launch_bounds__((GemmW4A16Warps<T, BITS, TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
+      gemm_w##BITS##a16_warps_##TOKENS##x##SIXTEENS##x##PARTS##_##T(const __grid_constant__ GemmW4A16Sm90Args args) {   \
+    GemmW4A16Warps<T, BITS, TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
+  }
 #define GEMM_W4A16_FEW(T, BITS, TOKENS, GROUPS, SHARE, RESIDENT)                                                        \
   extern "C" __global__ void __launch_bounds__((GemmW4A16Few<T, BITS, TOKENS, GROUPS, SHARE>::THREADS), RESIDENT)       \
       gemm_w##BITS##a16_few_##TOKENS##x##GROUPS##_##T(const __grid_constant__ GemmW4A16Sm90Args args) {                 \
@@ -25,6 +31,11 @@
   }
 #ifndef LOWBIT_W4A16_CONFIGURATIONS
 // The configurations; src/device/cuda/choose_w4a16.rs has the same table (a test compares them) and the choice.
+#define GEMM_W4A16_WARPS_TYPES(TOKENS, SIXTEENS, PARTS, RESIDENT)  \
+  GEMM_W4A16_WARPS(f16, 4, TOKENS, SIXTEENS, PARTS, RESIDENT)      \
+  GEMM_W4A16_WARPS(f16, 8, TOKENS, SIXTEENS, PARTS, RESIDENT)      \
+  GEMM_W4A16_WARPS(bf16, 4, TOKENS, SIXTEENS, PARTS, RESIDENT)     \
+  GEMM_W4A16_WARPS(bf16, 8, TOKENS, SIXTEENS, PARTS, RESIDENT)
 #define GEMM_W4A16_FEW_TYPES(TOKENS, GROUPS, SHARE, RESIDENT)  \
   GEMM_W4A16_FEW(f16, 4, TOKENS, GROUPS, SHARE, RESIDENT)      \
   GEMM_W4A16_FEW(f16, 8, TOKENS, GROUPS, SHARE, RESIDENT)      \
@@ -35,6 +46,12 @@
   GEMM_W4A16_MANY(f16, 8, TOKENS, GROUPS)      \
   GEMM_W4A16_MANY(bf16, 4, TOKENS, GROUPS)     \
   GEMM_W4A16_MANY(bf16, 8, TOKENS, GROUPS)
+GEMM_W4A16_WARPS_TYPES(8, 1, 8, 2)
+GEMM_W4A16_WARPS_TYPES(8, 2, 4, 2)
+GEMM_W4A16_WARPS_TYPES(8, 2, 8, 1)
+GEMM_W4A16_WARPS_TYPES(8, 4, 4, 1)
+GEMM_W4A16_WARPS_TYPES(16, 2, 8, 1)
+GEMM_W4A16_WARPS_TYPES(16, 4, 4, 1)
 GEMM_W4A16_FEW_TYPES(8, 2, 1, 2)
 GEMM_W4A16_FEW_TYPES(8, 4, 2, 2)
 GEMM_W4A16_FEW_TYPES(16, 2, 1, 2)

@@ -5,6 +5,29 @@ use super::candidates::{Config, is_plausible};
 use super::choose::{Launch, Problem};
 use super::pack_blocks::{BlockShape, COLUMNS, ROWS};
 
+/// Tile of 16 * `sixteens` rows of w by `tokens` of x, its k split over `parts` warps; blocks walk over those.
+struct Warps {
+    tokens: usize,
+    sixteens: usize,
+    parts: usize,
+    /// Most blocks that share a multiprocessor.
+    resident: usize,
+}
+
+#[rustfmt::skip]
+const WARPS: [Warps; 6] = [
+    Warps { tokens: 8, sixteens: 1, parts: 8, resident: 2 },
+    Warps { tokens: 8, sixteens: 2, parts: 4, resident: 2 },
+    Warps { tokens: 8, sixteens: 2, parts: 8, resident: 1 },
+    Warps { tokens: 8, sixteens: 4, parts: 4, resident: 1 },
+    Warps { tokens: 16, sixteens: 2, parts: 8, resident: 1 },
+    Warps { tokens: 16, sixteens: 4, parts: 4, resident: 1 },
+];
+/// Most stages that x is kept in.
+const WARPS_STAGES: usize = HEAD_BYTES / 16 - 1;
+/// Threads of a block that fetch x.
+const FEEDERS: usize = 128;
+
 /// Tile of 64 * `groups` rows of w by `tokens` of x, its k split over a cluster.
 struct Few {
     tokens: usize,
@@ -88,6 +111,8 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
     let k_blocks = p.k.div_ceil(COLUMNS);
     let blocks = |f: &Few| p.n.div_ceil(ROWS * f.groups) * split(f);
     match m {
+        ..=8 if WARPS[0].is_whole(p, shape, m) => WARPS[0].launch(p, shape, m),
+        ..=8 if WARPS[2].is_whole(p, shape, m) => WARPS[2].launch(p, shape, m),
         ..=16 => {
             let tokens = if m <= 8 { 8 } else { 16 };
             let wide = few(tokens, 4);
@@ -115,7 +140,9 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
 
 /// Configurations among which the fastest for `m` rows should be.
 pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config> {
-    let many = (0..MANY.len()).filter(|_| m > 64).map(|tile| Config { tile, splits: 0 });
+    let many = (0..MANY.len()).filter(|_| m > 64);
+    let warps = (0..WARPS.len()).filter(|&i| m <= WARPS[i].tokens && WARPS[i].tokens <= m.next_power_of_two().max(8));
+    let alone = many.chain(warps.map(|i| MANY.len() + i)).map(|tile| Config { tile, splits: 0 });
     let few = FEW.iter().enumerate().flat_map(|(tile, few)| {
         let (size, slices) = ([few.groups * ROWS, few.tokens], p.k.div_ceil(COLUMNS));
         let splits = SPLITS.into_iter().filter(move |&splits| {
@@ -123,13 +150,16 @@ pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config
         });
         splits.map(move |splits| Config { tile, splits })
     });
-    many.chain(few).collect()
+    alone.chain(few).collect()
 }
 
 /// The launch of one of [`candidates`].
 pub(super) fn with_config(p: &Problem, shape: BlockShape, config: Config, m: usize) -> Launch {
     match config.splits {
-        0 => MANY[config.tile].launch(p, shape, m),
+        0 => match config.tile.checked_sub(MANY.len()) {
+            None => MANY[config.tile].launch(p, shape, m),
+            Some(tile) => WARPS[tile].launch(p, shape, m),
+        },
         splits => FEW[config.tile].launch(p, shape, m, splits),
     }
 }
@@ -146,6 +176,61 @@ pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launc
     let (tiles, most) = (p.n.div_ceil(2 * ROWS), p.k.div_ceil(COLUMNS));
     let fits = |&splits: &usize| splits <= most && 2 * tiles * splits <= 3 * p.sm_count as usize;
     few.launch(p, shape, m, SPLITS.into_iter().find(fits).unwrap_or(1))
+}
+
+impl Warps {
+    fn name(&self) -> String {
+        format!("warps_{}x{}x{}", self.tokens, self.sixteens, self.parts)
+    }
+
+    /// Of a row of x in a stage, which has a block of k for each part.
+    fn pitch(&self) -> usize {
+        self.parts * COLUMNS * 2 + 16
+    }
+
+    /// Before the stages: barriers, sums of the warps, places to turn tiles over, and blocks of sixteen rows of w, as deep as 64 KB
+    /// of 4-bit codes.
+    fn fixed_bytes(&self, shape: BlockShape) -> usize {
+        let (warps, eights) = (self.sixteens * self.parts, self.tokens / 8);
+        let blocks = 256 / shape.bits as usize;
+        HEAD_BYTES + warps * eights * 512 + self.sixteens * eights * TURN_BYTES + blocks * shape.bytes() / 4
+    }
+
+    /// Stages that x is kept in, and that all of it would need.
+    fn stages(&self, p: &Problem, shape: BlockShape, m: usize) -> (usize, usize) {
+        let room = (SHARED_BYTES + 1024) / self.resident - 1024 - self.fixed_bytes(shape);
+        let all = p.k.div_ceil(COLUMNS).div_ceil(self.parts);
+        ((room / (m.min(self.tokens) * self.pitch())).min(WARPS_STAGES).min(all), all)
+    }
+
+    /// Whether blocks fetch x once for all their tiles.
+    fn is_whole(&self, p: &Problem, shape: BlockShape, m: usize) -> bool {
+        let (stages, all) = self.stages(p, shape, m);
+        stages == all
+    }
+
+    fn launch(&self, p: &Problem, shape: BlockShape, m: usize) -> Launch {
+        let Warps { tokens, sixteens, parts, resident } = *self;
+        let (down, across) = (p.n.div_ceil(16 * sixteens), m.div_ceil(tokens));
+        let blocks = (p.sm_count as usize * resident / across).clamp(1, down);
+        let x_bytes = self.stages(p, shape, m).0 * m.min(tokens) * self.pitch();
+        let grid = Grid {
+            blocks: [blocks as u32, across as u32, 1],
+            threads: (32 * sixteens * parts + FEEDERS) as u32,
+            shared_bytes: (self.fixed_bytes(shape) + x_bytes) as u32,
+            cluster: 1,
+            overlaps: true,
+        };
+        let bits = shape.bits;
+        Launch {
+            module: "gemm_w4a16/sm90",
+            function: format!("gemm_w{bits}a16_{}_{}", self.name(), p.suffix),
+            config: format!("w{bits} {}x{tokens} split {parts}", 16 * sixteens),
+            grid,
+            box_rows: tokens as u32,
+            cut_tiles: 0,
+        }
+    }
 }
 
 impl Few {
@@ -237,6 +322,16 @@ mod tests {
     #[test]
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w4a16/sm90.cu");
+        let warps: Vec<Vec<u32>> =
+            WARPS.iter().map(|w| [w.tokens, w.sixteens, w.parts, w.resident].map(|x| x as u32).to_vec()).collect();
+        assert_eq!(uses(source, "GEMM_W4A16_WARPS_TYPES"), warps);
+        let source_of_warps = include_str!("../../../kernels/gemm_w4a16/sm90_warps.cuh");
+        assert!(source_of_warps.contains(&format!("FEEDERS = {FEEDERS},")));
+        assert!(source_of_warps.contains(&format!("HEAD_BYTES = {HEAD_BYTES}, MAX_STAGES = HEAD_BYTES / 16 - 1;")));
+        assert!(
+            source_of_warps.contains("DEPTH = 256 / BITS / WARPS;")
+                && source_of_warps.contains("PITCH = PARTS * 256 + 16;")
+        );
         let few: Vec<Vec<u32>> =
             FEW.iter().map(|f| [f.tokens, f.groups, f.share, f.resident].map(|x| x as u32).to_vec()).collect();
         assert_eq!(uses(source, "GEMM_W4A16_FEW_TYPES"), few);
@@ -271,6 +366,13 @@ mod tests {
                             "{launch:?}"
                         );
                         assert!(launch.box_rows <= 256 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
+                        if let Some(warps) = WARPS.iter().find(|w| launch.function.contains(&w.name())) {
+                            assert!(warps.stages(&p, shape, m).0 > 0, "{launch:?}");
+                            let resident = (blocks[0] * blocks[1]).div_ceil(p.sm_count) as usize;
+                            let room = (SHARED_BYTES + 1024) / resident.min(warps.resident) - 1024;
+                            assert!(shared_bytes as usize <= room, "{launch:?}");
+                            continue;
+                        }
                         let (tokens, groups) =
                             (launch.box_rows as usize, if launch.config.contains("256x") { 4 } else { 2 });
                         let few = FEW.iter().find(|f| (f.tokens, f.groups) == (tokens, groups));
