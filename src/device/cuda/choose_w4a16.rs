@@ -1,4 +1,4 @@
-//! Configurations of gemm_w4a16/sm90 and which of them runs a shape: measured on an H200 (docs/kernels.md).
+//! Configurations of gemm_w4a16/sm90 and which of them runs a shape: measured on an H200 (docs/kernels-linear.md).
 
 use super::Grid;
 use super::candidates::{Config, is_plausible};
@@ -111,8 +111,6 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
     let k_blocks = p.k.div_ceil(COLUMNS);
     let blocks = |f: &Few| p.n.div_ceil(ROWS * f.groups) * split(f);
     match m {
-        ..=8 if WARPS[0].is_whole(p, shape, m) => WARPS[0].launch(p, shape, m),
-        ..=8 if WARPS[2].is_whole(p, shape, m) => WARPS[2].launch(p, shape, m),
         ..=16 => {
             let tokens = if m <= 8 { 8 } else { 16 };
             let wide = few(tokens, 4);
@@ -196,24 +194,18 @@ impl Warps {
         HEAD_BYTES + warps * eights * 512 + self.sixteens * eights * TURN_BYTES + blocks * shape.bytes() / 4
     }
 
-    /// Stages that x is kept in, and that all of it would need.
-    fn stages(&self, p: &Problem, shape: BlockShape, m: usize) -> (usize, usize) {
+    /// Stages that x is kept in: of all of k where that has room.
+    fn stages(&self, p: &Problem, shape: BlockShape, m: usize) -> usize {
         let room = (SHARED_BYTES + 1024) / self.resident - 1024 - self.fixed_bytes(shape);
         let all = p.k.div_ceil(COLUMNS).div_ceil(self.parts);
-        ((room / (m.min(self.tokens) * self.pitch())).min(WARPS_STAGES).min(all), all)
-    }
-
-    /// Whether blocks fetch x once for all their tiles.
-    fn is_whole(&self, p: &Problem, shape: BlockShape, m: usize) -> bool {
-        let (stages, all) = self.stages(p, shape, m);
-        stages == all
+        (room / (m.min(self.tokens) * self.pitch())).min(WARPS_STAGES).min(all)
     }
 
     fn launch(&self, p: &Problem, shape: BlockShape, m: usize) -> Launch {
         let Warps { tokens, sixteens, parts, resident } = *self;
         let (down, across) = (p.n.div_ceil(16 * sixteens), m.div_ceil(tokens));
         let blocks = (p.sm_count as usize * resident / across).clamp(1, down);
-        let x_bytes = self.stages(p, shape, m).0 * m.min(tokens) * self.pitch();
+        let x_bytes = self.stages(p, shape, m) * m.min(tokens) * self.pitch();
         let grid = Grid {
             blocks: [blocks as u32, across as u32, 1],
             threads: (32 * sixteens * parts + FEEDERS) as u32,
@@ -367,7 +359,7 @@ mod tests {
                         );
                         assert!(launch.box_rows <= 256 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
                         if let Some(warps) = WARPS.iter().find(|w| launch.function.contains(&w.name())) {
-                            assert!(warps.stages(&p, shape, m).0 > 0, "{launch:?}");
+                            assert!(warps.stages(&p, shape, m) > 0, "{launch:?}");
                             let resident = (blocks[0] * blocks[1]).div_ceil(p.sm_count) as usize;
                             let room = (SHARED_BYTES + 1024) / resident.min(warps.resident) - 1024;
                             assert!(shared_bytes as usize <= room, "{launch:?}");
