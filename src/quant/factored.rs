@@ -129,7 +129,7 @@ mod tests {
         let of = |scales, zeros| Factored::of(&weight(scales, zeros));
         let even = [1.0; 4];
         assert!(of(even, [8.0; 4]).is_some());
-        assert_eq!(of([1.0, 1.4142, 1.0, 1.0], [8.0; 4]), None, "no multiples");
+        assert_eq!(of([1.0, 1.37, 1.0, 1.0], [8.0; 4]), None, "no multiples");
         assert_eq!(of([0.1, 0.1 * 3.0, 1.0, 1.0], [8.0; 4]), None, "three times 0.1, but rounded");
         assert_eq!(of([1.0, 17.0, 1.0, 1.0], [8.0; 4]), None, "-136 is no int8");
         assert_eq!(of([1.0, 16.0, 1.0, 1.0], [7.0; 4]), None, "128 is no int8");

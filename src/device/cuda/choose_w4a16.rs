@@ -190,7 +190,7 @@ impl Warps {
     /// of 4-bit codes.
     fn fixed_bytes(&self, shape: BlockShape) -> usize {
         let (warps, eights) = (self.sixteens * self.parts, self.tokens / 8);
-        let blocks = 256 / shape.bits as usize;
+        let blocks = 256 / shape.bits;
         HEAD_BYTES + warps * eights * 512 + self.sixteens * eights * TURN_BYTES + blocks * shape.bytes() / 4
     }
 
