@@ -29,7 +29,10 @@ pub(super) fn weight(
         let zero = q.zeros[i] as i32;
         let most = (128 / zero.max(1)).min(127 / (15 - zero).max(1)).min(16);
         *factor = 1 + random.below(most as usize) as i32;
-        // Of a row's scale of 8 bits all multiples are floats.
+        if i % groups == 0 {
+            *factor = 1; // so that the row's scale is the largest of which all are multiples
+        }
+        // Of a scale of 8 bits all multiples are floats.
         q.scales[i] = *factor as f32 * half::bf16::from_f32(0.001 * (1 + i / groups % 9) as f32).to_f32();
     }
     (q, factors)
