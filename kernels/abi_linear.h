@@ -75,6 +75,9 @@ typedef struct GemmW8A8Sm90Args {
   int32_t x_zero;        /* zero point of x, as it is read: of uint8 plus 128 */
   uint32_t k;            /* a multiple of 16 */
   uint32_t x_unsigned;   /* 1: x is uint8, codes plus 128 */
+  uint32_t floats_f16;   /* kernels named llm_int8: 1: x_floats are f16, else bf16 */
+  const uint32_t* outliers; /* the same: [m, ceil(k / 32)], as EmitArgs has it */
+  const void* x_floats;  /* the same: [m, k] values of outliers */
 } GemmW8A8Sm90Args;
 
 typedef struct GemmW4A8Args {

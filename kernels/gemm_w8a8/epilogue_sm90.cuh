@@ -150,9 +150,12 @@ __device__ constexpr bool is_affine(Terms terms) { return terms == TERMS_AFFINE 
 __device__ constexpr bool is_swiglu(Terms terms) { return terms == TERMS_SWIGLU || terms == TERMS_AFFINE_SWIGLU; }
 
 // The 16 x N outputs of a warp, from its sums as a product leaves them: sums[4 b + 2 h + i] is of row lane / 4 + 8 h and
-// column 8 b + 2 (lane % 4) + i.
-template <int N>
+// column 8 b + 2 (lane % 4) + i. As floats these are scaled already and only the bias is missing: LLM.int8(), which no
+// epilogue follows.
+template <int N, typename Sum = int32_t>
 struct WarpTile {
+  static constexpr bool IS_SCALED = std::is_same<Sum, float>::value;
+
   const GemmW8A8Sm90Args& args;
   const TileColumns<N>& columns;
   uint32_t row;        // first of the warp's
@@ -168,18 +171,22 @@ struct WarpTile {
 
   // Scaled sums of columns 8 b + lane_col() and the next, before the bias.
   template <Terms TERMS>
-  __device__ __forceinline__ float2 scaled(int half, int b, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ float2 scaled(int half, int b, const Sum (&sums)[N / 2]) const {
     const uint32_t c = 8 * b + lane_col();
-    const int32_t s0 = sums[4 * b + 2 * half], s1 = sums[4 * b + 2 * half + 1];
-    const float2 scale = columns.scale(c);
-    const int2 w_sum = is_affine(TERMS) ? columns.w_sum(c) : make_int2(0, 0);
-    const int32_t zero = x_zeros[half];
-    return make_float2(dequantize_w8a8(s0, zero * w_sum.x, x_scales[half], scale.x),
-                       dequantize_w8a8(s1, zero * w_sum.y, x_scales[half], scale.y));
+    const Sum s0 = sums[4 * b + 2 * half], s1 = sums[4 * b + 2 * half + 1];
+    if constexpr (IS_SCALED) {
+      return make_float2(s0, s1);
+    } else {
+      const float2 scale = columns.scale(c);
+      const int2 w_sum = is_affine(TERMS) ? columns.w_sum(c) : make_int2(0, 0);
+      const int32_t zero = x_zeros[half];
+      return make_float2(dequantize_w8a8(s0, zero * w_sum.x, x_scales[half], scale.x),
+                         dequantize_w8a8(s1, zero * w_sum.y, x_scales[half], scale.y));
+    }
   }
 
   template <Terms TERMS>
-  __device__ __forceinline__ float2 biased(int half, int b, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ float2 biased(int half, int b, const Sum (&sums)[N / 2]) const {
     float2 y = scaled<TERMS>(half, b, sums);
     if (is_affine(TERMS) && args.y.bias != nullptr) {
       const float2 bias = columns.bias(8 * b + lane_col());
@@ -190,7 +197,7 @@ struct WarpTile {
 
   // Outputs 8 b + lane_col() and the next.
   template <Terms TERMS>
-  __device__ __forceinline__ float2 output(int half, int b, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ float2 output(int half, int b, const Sum (&sums)[N / 2]) const {
     if (is_swiglu(TERMS)) {
       const float2 gate = biased<TERMS>(half, 2 * b, sums), up = biased<TERMS>(half, 2 * b + 1, sums);
       return make_float2(swiglu(gate.x, up.x), swiglu(gate.y, up.y));
@@ -203,7 +210,7 @@ struct WarpTile {
 
   // 16-bit floats, all columns inside y, rows on 16 bytes. T void: f16 or bf16 as the mode says, one code for both.
   template <typename T, Terms TERMS>
-  __device__ __forceinline__ void store_16bit(const WarpRows& rows, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ void store_16bit(const WarpRows& rows, const Sum (&sums)[N / 2]) const {
     uint16_t* out = static_cast<uint16_t*>(args.y.out) + first_output<TERMS>() + 8 * rows.chunk();
     const bool is_f16 = args.y.mode == LOWBIT_OUT_F16;
 #pragma unroll
@@ -233,7 +240,7 @@ struct WarpTile {
 
   // 8-bit codes of static scale, all columns inside y, rows on 16 bytes.
   template <Terms TERMS>
-  __device__ __forceinline__ void store_codes(const WarpRows& rows, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ void store_codes(const WarpRows& rows, const Sum (&sums)[N / 2]) const {
     const StaticCoder coder(args.y.scale, args.y.zero);
     uint8_t* out = static_cast<uint8_t*>(args.y.out) + first_output<TERMS>() + 16 * rows.chunk();
 #pragma unroll
@@ -276,7 +283,7 @@ struct WarpTile {
 
   // f32, stored or added, all columns inside y, rows on 16 bytes.
   template <bool ADD, Terms TERMS>
-  __device__ __forceinline__ void store_f32(const WarpRows& rows, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ void store_f32(const WarpRows& rows, const Sum (&sums)[N / 2]) const {
     float* out = static_cast<float*>(args.y.out) + first_output<TERMS>() + 4 * rows.chunk();
 #pragma unroll
     for (int first = 0; first < BLOCKS<TERMS>; first += 4) {
@@ -315,10 +322,10 @@ struct WarpTile {
 
   // Any epilogue, place and edge: a few rows at a time, as floats, through `rows` and common/linear_fused.cuh. Groups of
   // outputs that share a scale lie in tiles that hold whole ones; the host asks no other.
-  __device__ __forceinline__ void store_any(const WarpRows& rows, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ void store_any(const WarpRows& rows, const Sum (&sums)[N / 2]) const {
     constexpr uint32_t TOGETHER = 512 / N < 8 ? (512 / N < 4 ? 2 : 4) : 8;  // rows that fit, a power of two
     const FusedWriter writer(args.y, args.x_scales);
-    const bool exact = args.y.mode == LOWBIT_OUT_FIXED;
+    const bool exact = !IS_SCALED && args.y.mode == LOWBIT_OUT_FIXED;
     float* staged = rows.floats();
 #pragma unroll 1
     for (uint32_t pass = 0; pass < 16 / TOGETHER; ++pass) {
@@ -345,11 +352,17 @@ struct WarpTile {
     }
   }
 
-  __device__ __forceinline__ void store(const WarpRows& rows, const int32_t (&sums)[N / 2]) const {
+  __device__ __forceinline__ void store(const WarpRows& rows, const Sum (&sums)[N / 2]) const {
     const LinearOut& y = args.y;
     const uint32_t in_16_bytes = y.mode == LOWBIT_OUT_STATIC ? 16 : 8;
     const bool whole = col + N <= y.n && y.stride % in_16_bytes == 0 && reinterpret_cast<uintptr_t>(y.out) % 16 == 0;
     const bool has_terms = args.w_sums != nullptr || y.bias != nullptr;
+    if constexpr (IS_SCALED) {
+      if (!whole) return store_any(rows, sums);
+      if (y.mode == LOWBIT_OUT_F32) return store_f32<false, TERMS_AFFINE>(rows, sums);
+      if (y.mode == LOWBIT_OUT_F32_ADD) return store_f32<true, TERMS_AFFINE>(rows, sums);
+      return store_16bit<void, TERMS_AFFINE>(rows, sums);
+    }
     if (whole && y.activation == LOWBIT_ACTIVATION_NONE) {
       switch (y.mode) {
         case LOWBIT_OUT_F16:

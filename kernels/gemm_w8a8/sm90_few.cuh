@@ -9,8 +9,10 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 #include "gemm_w8a8/epilogue_sm90.cuh"
+#include "gemm_w8a8/outliers_sm90.cuh"
 
-template <int TOKENS, int GROUPS, int STAGES>
+// OUTLIERS: LLM.int8(). A warp adds those of the outputs it writes, for which the exact sums of all blocks are there.
+template <int TOKENS, int GROUPS, int STAGES, bool OUTLIERS = false>
 struct GemmW8A8Few {
   static constexpr int THREADS = 128 * GROUPS + 32;
   static constexpr uint32_t ROWS = 64 * GROUPS;
@@ -19,7 +21,12 @@ struct GemmW8A8Few {
   static constexpr uint32_t STAGE_BYTES = W_BYTES + (TOKENS * 128 + 1023) / 1024 * 1024;
   static constexpr uint32_t EIGHTS = ROWS / 8;
   static constexpr uint32_t STRIDE = ROWS + 4;  // words between tokens of the sums in shared memory: no bank conflicts
-  static constexpr uint32_t SHARED_BYTES = 1024 + STAGES * STAGE_BYTES;
+  // Turns of writing, in each of which a lane has eight columns of a token.
+  static constexpr uint32_t WARP_TOKENS = 32 / EIGHTS, TURN_TOKENS = 128 * GROUPS / EIGHTS;
+  static constexpr uint32_t TURNS = (TOKENS + TURN_TOKENS - 1) / TURN_TOKENS;
+  using Outliers = std::conditional_t<OUTLIERS, WarpOutliers<TURNS * WARP_TOKENS, ROWS, 8>, NoOutliers>;
+  static constexpr uint32_t RING_BYTES = 1024 + STAGES * STAGE_BYTES;
+  static constexpr uint32_t SHARED_BYTES = RING_BYTES + 4 * GROUPS * Outliers::BYTES;
   // Products of a slice are waited for only once those of the next are under way, which keeps one warpgroup busy where its
   // tile is large. The slot it holds back meanwhile is a slice less under way, which small tiles and short rings feel.
   static constexpr bool LAG = TOKENS >= 64 && TOKENS * GROUPS <= 128 && STAGES >= 6;
@@ -102,7 +109,7 @@ struct GemmW8A8Few {
                                                  uint32_t end) {
     const uint32_t group = threadIdx.x / 128, lane = threadIdx.x % 32;
     int32_t sums[TOKENS / 2] = {};
-    if (args.x_unsigned) {
+    if (!OUTLIERS && args.x_unsigned) {
       multiply<uint8_t>(sums, base, begin, end);
     } else {
       multiply<int8_t>(sums, base, begin, end);
@@ -123,14 +130,21 @@ struct GemmW8A8Few {
     return reinterpret_cast<int32_t*>(shared + 1024);
   }
 
+  // The tokens of the tile that this block writes: the first, and the one behind the last.
+  static __device__ __forceinline__ uint2 tokens_of(const GemmW8A8Sm90Args& args, uint32_t rank, uint32_t splits) {
+    const uint32_t part = (TOKENS + splits - 1) / splits, begin = rank * part;
+    return make_uint2(begin, min(min(static_cast<uint32_t>(TOKENS), begin + part), args.y.m - blockIdx.y * TOKENS));
+  }
+
   // Adds what the blocks of the cluster have of this block's tokens of the tile, and writes it out.
   static __device__ __forceinline__ void reduce(const GemmW8A8Sm90Args& args, uint32_t base, const Columns8& columns,
-                                                uint32_t col, uint32_t rank, uint32_t splits) {
+                                                uint32_t col, uint32_t rank, uint32_t splits, Outliers& outliers) {
     const LinearWriter writer(args.y);
-    const bool plain = is_plain(args.y);
-    const uint32_t part = (TOKENS + splits - 1) / splits, first_row = blockIdx.y * TOKENS;
-    const uint32_t begin = rank * part, end = min(min(static_cast<uint32_t>(TOKENS), begin + part), args.y.m - first_row);
-    for (uint32_t token = begin + threadIdx.x / EIGHTS; token < end && col < args.y.n; token += 128 * GROUPS / EIGHTS) {
+    const bool plain = !OUTLIERS && is_plain(args.y);
+    const uint32_t first_row = blockIdx.y * TOKENS;
+    const uint2 tokens = tokens_of(args, rank, splits);
+    const uint32_t begin = tokens.x, end = tokens.y;
+    for (uint32_t token = begin + threadIdx.x / EIGHTS; token < end && col < args.y.n; token += TURN_TOKENS) {
       const uint32_t row = first_row + token, place = token * STRIDE + threadIdx.x % EIGHTS * 8;
       const uint32_t address = base + 1024 + place * 4;
       const float x_scale = args.x_scales[row];
@@ -169,11 +183,52 @@ struct GemmW8A8Few {
       }
     }
     if (plain) return;
+    if constexpr (OUTLIERS) return add_outliers(args, tokens, col, outliers);
     named_barrier(1, 128 * GROUPS);
     const auto row_of = [&](uint32_t token) { return token >= begin && token < end ? first_row + token : args.y.m; };
     finish_tile<128 * GROUPS, TOKENS, ROWS>(FusedWriter(args.y, args.x_scales), args.y,
                                             reinterpret_cast<const float*>(shared_sums()), STRIDE, threadIdx.x,
                                             blockIdx.x / splits * ROWS, row_of);
+  }
+
+  // The token of row `row` of this warp's outliers: the warp's of the first turn of `reduce`, then those of the next.
+  static __device__ __forceinline__ uint32_t token_of(uint32_t begin, uint32_t row) {
+    return begin + row / WARP_TOKENS * TURN_TOKENS + threadIdx.x / 32 * WARP_TOKENS + row % WARP_TOKENS;
+  }
+
+  // Adds the products of outliers to what `reduce` has left in shared memory, each thread to its own, and writes it out.
+  static __device__ __forceinline__ void add_outliers(const GemmW8A8Sm90Args& args, uint2 tokens, uint32_t col,
+                                                      Outliers& outliers) {
+    const uint32_t eighth = threadIdx.x % EIGHTS * 8, row = threadIdx.x % 32 / EIGHTS;
+    const float* left = reinterpret_cast<const float*>(shared_sums()) + eighth;
+    float y[TURNS][8];
+#pragma unroll
+    for (uint32_t i = 0; i < TURNS; ++i) {
+      load8(left + min(token_of(tokens.x, i * WARP_TOKENS + row), TOKENS - 1u) * STRIDE, y[i]);
+    }
+    outliers.each([&](const float* x, const float* w) {
+      float weights[8];
+      load8(w + eighth, weights);
+#pragma unroll
+      for (uint32_t i = 0; i < TURNS; ++i) {
+        const float value = x[i * WARP_TOKENS + row];
+        if (value == 0.0f) continue;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) y[i][c] = __fmaf_rn(value, weights[c], y[i][c]);
+      }
+    });
+    const LinearWriter writer(args.y);
+#pragma unroll
+    for (uint32_t i = 0; i < TURNS; ++i) {
+      const uint32_t token = token_of(tokens.x, i * WARP_TOKENS + row);
+      if (token < tokens.y && col < args.y.n) store_plain8(writer, args.y, blockIdx.y * TOKENS + token, col, y[i]);
+    }
+  }
+
+  // The row of x that this lane has among its warp's outliers, or m.
+  static __device__ __forceinline__ uint32_t outlier_row(const GemmW8A8Sm90Args& args, uint2 tokens) {
+    const uint32_t token = token_of(tokens.x, threadIdx.x % 32);
+    return token < tokens.y ? blockIdx.y * TOKENS + token : args.y.m;
   }
 
   static __device__ __forceinline__ void run(const GemmW8A8Sm90Args& args) {
@@ -199,7 +254,13 @@ struct GemmW8A8Few {
     launch_dependents();
     const uint32_t col = tile * ROWS + threadIdx.x % EIGHTS * 8;
     const Columns8 columns(args, col < args.y.n ? col : 0);
+    Outliers outliers(args, outlier_row(args, tokens_of(args, rank, splits)), tile * ROWS,
+                      shared + RING_BYTES + threadIdx.x / 32 * Outliers::BYTES);
     if (consumer) {
+      if constexpr (OUTLIERS) {
+        wait_for_dependencies();
+        outliers.begin();
+      }
       consume(args, base, begin, end);
       wait_for_dependencies();
     } else if (elect_lane()) {
@@ -208,12 +269,12 @@ struct GemmW8A8Few {
     if (splits == 1) {
       if (!consumer) return;
       named_barrier(1, 128 * GROUPS);
-      reduce(args, base, columns, col, rank, splits);
+      reduce(args, base, columns, col, rank, splits, outliers);
       return;
     }
     __syncwarp();
     cluster_sync();
-    if (consumer) reduce(args, base, columns, col, rank, splits);
+    if (consumer) reduce(args, base, columns, col, rank, splits, outliers);
     __syncwarp();
     cluster_sync();  // no block leaves while another reads its sums
   }

@@ -10,8 +10,10 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 #include "gemm_w8a8/epilogue_sm90.cuh"
+#include "gemm_w8a8/outliers_sm90.cuh"
 
-template <int BN, int STAGES, bool TURNS>
+// OUTLIERS: LLM.int8().
+template <int BN, int STAGES, bool TURNS, bool OUTLIERS = false>
 struct GemmW8A8Many {
   static constexpr int BM = 128;
   static constexpr int GROUPS = 2;  // consumer warpgroups
@@ -22,8 +24,12 @@ struct GemmW8A8Many {
   static constexpr uint32_t STAGE_BYTES = X_BYTES + BN * 128;
   static constexpr uint32_t W_BLOCKS = BN / 64;
   static constexpr uint32_t BAND = 16;  // tiles of a column that run together
-  static constexpr uint32_t EPILOGUE_BYTES = TileColumns<BN>::BYTES + 4 * WarpRows::BYTES;  // of a warpgroup
+  // In the memory where rows of y wait before and after. As many columns of w at a time as there are registers for.
+  using Outliers = std::conditional_t<OUTLIERS, WarpOutliers<16 * HALVES, BN, 512 / BN>, NoOutliers>;
+  static constexpr uint32_t WARP_BYTES = Outliers::BYTES > WarpRows::BYTES ? Outliers::BYTES : WarpRows::BYTES;
+  static constexpr uint32_t EPILOGUE_BYTES = TileColumns<BN>::BYTES + 4 * WARP_BYTES;  // of a warpgroup
   static constexpr uint32_t SHARED_BYTES = 1024 + STAGES * STAGE_BYTES + GROUPS * EPILOGUE_BYTES;
+  static_assert(WARP_BYTES == (OUTLIERS ? 2560 : 2048), "as src/device/cuda/choose_sm90.rs counts");
 
   struct Tiles {
     uint32_t down, across;
@@ -105,6 +111,33 @@ struct GemmW8A8Many {
     release(base, previous);
   }
 
+  // A warp's outputs of 16 rows, as WarpTile has them, before outliers and bias.
+  static __device__ __forceinline__ void scale_sums(const TileColumns<BN>& columns, const float (&x_scales)[2],
+                                                    const int32_t (&sums)[BN / 2], float (&y)[BN / 2]) {
+#pragma unroll
+    for (int i = 0; i < BN / 2; i += 2) {
+      const float2 scale = columns.scale(i / 4 * 8 + threadIdx.x % 4 * 2);
+      y[i] = dequantize_w8a8(sums[i], 0, x_scales[i / 2 % 2], scale.x);
+      y[i + 1] = dequantize_w8a8(sums[i + 1], 0, x_scales[i / 2 % 2], scale.y);
+    }
+  }
+
+  // Adds the products of a column of outliers: `x` of the warp's rows, `w` of the tile's columns.
+  static __device__ __forceinline__ void add_column(float (&y)[HALVES][BN / 2], const float* x, const float* w) {
+    float values[HALVES][2];
+#pragma unroll
+    for (int i = 0; i < 2 * HALVES; ++i) values[i / 2][i % 2] = x[i * 8 + threadIdx.x % 32 / 4];
+#pragma unroll
+    for (int b = 0; b < BN / 8; ++b) {
+      const float2 weight = *reinterpret_cast<const float2*>(w + 8 * b + threadIdx.x % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < 2 * HALVES; ++i) {
+        float *const to = y[i / 2] + 4 * b + i % 2 * 2, value = values[i / 2][i % 2];
+        if (value != 0.0f) to[0] = __fmaf_rn(value, weight.x, to[0]), to[1] = __fmaf_rn(value, weight.y, to[1]);
+      }
+    }
+  }
+
   static __device__ __forceinline__ void consume(const GemmW8A8Sm90Args& args, uint32_t base) {
     const Tiles tiles(args.y);
     const uint32_t slices = (args.k + 127) / 128;
@@ -112,7 +145,8 @@ struct GemmW8A8Many {
     extern __shared__ __align__(1024) uint8_t shared_memory[];
     const uint32_t warp = threadIdx.x % 128 / 32, epilogue = 1024 + STAGES * STAGE_BYTES + group * EPILOGUE_BYTES;
     TileColumns<BN> columns(shared_memory + epilogue, 1 + group);
-    const WarpRows rows(shared_memory + epilogue + TileColumns<BN>::BYTES + warp * WarpRows::BYTES);
+    uint8_t* const warp_memory = shared_memory + epilogue + TileColumns<BN>::BYTES + warp * WARP_BYTES;
+    const WarpRows rows(warp_memory);
     const uint32_t turn = TURNS ? group : 0, turns = TURNS ? GROUPS : 1;
     RingPosition<STAGES> at;
     at.advance(turn * slices);
@@ -128,22 +162,41 @@ struct GemmW8A8Many {
       for (int i = 0; i < 2 * HALVES; ++i) {
         const uint32_t row = first + threadIdx.x % 32 / 4 + i / 2 * 64 + i % 2 * 8;
         x_scales[i / 2][i % 2] = row < args.y.m ? args.x_scales[row] : 0.0f;
-        x_zeros[i / 2][i % 2] = row < args.y.m ? zero_of_row(args, row) : 0;
+        x_zeros[i / 2][i % 2] = row < args.y.m && !OUTLIERS ? zero_of_row(args, row) : 0;
       }
+      const uint32_t lane = threadIdx.x % 32;
+      Outliers outliers(args, first + lane / 16 * 64 + lane % 16, tile.y * BN, warp_memory);
+      if constexpr (OUTLIERS) outliers.begin();
       int32_t sums[HALVES][BN / 2];
+      if constexpr (OUTLIERS) {
+        // The first product ignores them, but the compiler takes what it has not seen written for alive since the tile before.
+#pragma unroll
+        for (int i = 0; i < HALVES * BN / 2; ++i) sums[i / (BN / 2)][i % (BN / 2)] = 0;
+      }
       if (TURNS) named_barrier(turn_of(group), 128 * GROUPS);
-      if (args.x_unsigned) {
+      if (!OUTLIERS && args.x_unsigned) {
         multiply<uint8_t>(sums, base, group, slices, at);
       } else {
         multiply<int8_t>(sums, base, group, slices, at);
       }
       if (TURNS) at.advance(slices);  // the other's
       columns.publish();
+      if constexpr (OUTLIERS) {
+        float y[HALVES][BN / 2];
 #pragma unroll
-      for (int half = 0; half < HALVES; ++half) {
-        const WarpTile<BN> out{args, columns, first + 64 * half, tile.y * BN, {x_scales[half][0], x_scales[half][1]},
-                               {x_zeros[half][0], x_zeros[half][1]}};
-        out.store(rows, sums[half]);
+        for (int half = 0; half < HALVES; ++half) scale_sums(columns, x_scales[half], sums[half], y[half]);
+        outliers.each([&](const float* x, const float* w) { add_column(y, x, w); });
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+          WarpTile<BN, float>{args, columns, first + 64 * half, tile.y * BN, {}, {}}.store(rows, y[half]);
+        }
+      } else {
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+          const WarpTile<BN> out{args, columns, first + 64 * half, tile.y * BN, {x_scales[half][0], x_scales[half][1]},
+                                 {x_zeros[half][0], x_zeros[half][1]}};
+          out.store(rows, sums[half]);
+        }
       }
     }
   }

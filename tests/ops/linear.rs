@@ -27,6 +27,7 @@ on_every_device!(
     int8_narrow,
     int8_rows_do_not_depend_on_the_batch,
     llm_int8,
+    llm_int8_uneven,
     llm_int8_is_that_of_bitsandbytes,
     deep,
     large,
@@ -225,14 +226,19 @@ fn int8_case(device: &Device, m: usize, case: WeightCase) {
     let what = format!("m={m} {case:?}");
     let mut random = Random::new((m * 1_000_003 + case.n * 1009 + case.k) as u64);
     let weight = random.weight(case);
-    let q = quant_of(&weight);
-    let x = HostData::from_f32(device.activation_dtype(), random.normals(m * case.k)).to_f32();
+    let x = random.normals(m * case.k);
+    int8_of(device, &what, &weight, x, m);
+}
+
+fn int8_of(device: &Device, what: &str, weight: &LinearWeight, x: Vec<f32>, m: usize) {
+    let q = quant_of(weight);
+    let x = HostData::from_f32(device.activation_dtype(), x).to_f32();
     let ordered = q.order.as_ref().map_or(x.clone(), |order| reference::gather_columns(&x, order));
-    let codes = reference::quantize_rows(&ordered, q.k, case.activation);
+    let codes = reference::quantize_rows(&ordered, q.k, weight.activation);
     let expected = reference::linear_of_codes(&codes, q, weight.bias.as_deref());
     let w = device.pack(weight.clone()).expect("pack");
     let got = run(device, &w, &emitted(device, &x, &w, m), m);
-    assert_exact(&what, &got, &expected);
+    assert_exact(what, &got, &expected);
 }
 
 fn int8(device: &Device) {
@@ -303,6 +309,7 @@ fn large(device: &Device) {
     let w8 = WeightCase { bits: 8, group_size: usize::MAX, activation: STATIC_ASYMMETRIC, bias: true, ..W4 };
     int8_case(device, m, WeightCase { n: m, k: 80, ..w8 });
     int8_case(device, m, WeightCase { n: 1037, k: 208, ..w8 });
+    int8_case(device, m, WeightCase { n: 1037, k: 208, activation: LLM_INT8, ..w8 });
     int8_case(device, m, WeightCase { n: 1037, k: 208, activation: DYNAMIC, symmetric: false, ..W4 });
     int8_case(device, m, WeightCase { n: 1037, k: 208, bits: 8, group_size: 64, activation: DYNAMIC, ..W4 });
     quant_case(device, m, WeightCase { n: 1037, k: 208, group_size: 64, symmetric: false, bias: true, ..W4 });
@@ -369,6 +376,33 @@ fn llm_int8(device: &Device) {
     }
     for (m, n, k) in [(5, 17, 10_944), (130, 260, 2064), (300, 515, 272)] {
         int8_case(device, m, WeightCase { n, k, bias: true, ..w8 });
+    }
+    // Tiles for few rows and for many, full at no edge; none, some and mostly outliers.
+    for m in [1, 17, 65, 129, 257] {
+        for (n, k, threshold) in [(131, 1136, 6.0), (35, 4112, 6.0), (70, 272, 0.5), (70, 48, 1e9)] {
+            int8_case(device, m, WeightCase { n, k, activation: ActQuant::LlmInt8 { threshold }, ..w8 });
+        }
+    }
+}
+
+/// Rows of outliers alone beside rows with one in the last column and rows without.
+fn llm_int8_uneven(device: &Device) {
+    for m in [1, 17, 65, 257] {
+        for (n, k) in [(131, 1136), (64, 2048)] {
+            let case =
+                WeightCase { n, k, bits: 8, group_size: usize::MAX, activation: LLM_INT8, bias: n % 2 == 1, ..W4 };
+            let mut random = Random::new((m * n) as u64);
+            let weight = random.weight(case);
+            let mut x: Vec<f32> = random.normals(m * k).into_iter().map(|x| x.clamp(-5.0, 5.0)).collect();
+            for (r, row) in x.chunks_mut(k).enumerate() {
+                match r % 16 {
+                    0 => row.iter_mut().for_each(|x| *x += 20.0),
+                    7 => row[k - 1] = -1000.0,
+                    _ => {}
+                }
+            }
+            int8_of(device, &format!("uneven m={m} {case:?}"), &weight, x, m);
+        }
     }
 }
 

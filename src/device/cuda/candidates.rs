@@ -18,6 +18,7 @@ pub(super) struct Config {
 /// not told apart: they change its bytes by some percent. `None` where there is nothing to choose.
 pub(super) fn family(p: &Problem) -> Option<&'static str> {
     Some(match p.layout {
+        Layout::Blocks8 if p.outliers => "llm_int8/sm90",
         Layout::Blocks8 => "w8a8/sm90",
         Layout::Rows8 if p.outliers => "llm_int8/sm80",
         Layout::Rows8 => "w8a8/sm80",

@@ -162,7 +162,7 @@ fn int8(p: &Problem, m: usize, tile: &Tile) -> Launch {
     }
     let (shape, shared) = (format!("{bm}x{bn}x{bk}"), stages * (bm + bn) * bk);
     let (module, function) = match (p.outliers, p.x_u8) {
-        (true, _) => ("gemm_w8a8/llm_int8", format!("gemm_llm_int8_{shape}_{}", p.suffix)),
+        (true, _) => ("gemm_llm_int8/sm80", format!("gemm_llm_int8_{shape}_{}", p.suffix)),
         (false, true) => ("gemm_w8a8/sm80", format!("gemm_w8a8_u8_{shape}")),
         (false, false) => ("gemm_w8a8/sm80", format!("gemm_w8a8_{shape}")),
     };
@@ -261,7 +261,7 @@ pub(super) mod tests {
         let w8a8 = include_str!("../../../kernels/gemm_w8a8/sm80.cu");
         assert_eq!(without_last(uses(w8a8, "GEMM_W8A8")), table(&W8A8, true));
         assert_eq!(without_last(uses(w8a8, "GEMM_W8A8_U8")), table(&W8A8_U8, true));
-        let llm_int8 = include_str!("../../../kernels/gemm_w8a8/llm_int8.cu");
+        let llm_int8 = include_str!("../../../kernels/gemm_llm_int8/sm80.cu");
         assert_eq!(without_last(uses(llm_int8, "GEMM_LLM_INT8_TYPES")), table(&LLM_INT8, true));
         let w4a8 = include_str!("../../../kernels/gemm_w4a8/sm80.cu");
         assert_eq!(without_last(uses(w4a8, "GEMM_W4A8_BITS")), table(&W4A8, false));

@@ -1,4 +1,5 @@
-//! Configurations of gemm_w8a8/sm90 and which of them runs a shape: measured on an H200 (docs/kernels-linear.md).
+//! Configurations of gemm_w8a8/sm90 and which of them runs a shape: measured on an H200 (docs/kernels-linear.md). Some of them
+//! are there for LLM.int8() too (gemm_llm_int8/sm90).
 
 use super::Grid;
 use super::candidates::{Config, is_plausible};
@@ -58,6 +59,15 @@ const FEW: [Few; 12] = [
     Few { tokens: 128, groups: 2, stages: 7 },
 ];
 
+/// Of [`MANY`] and of [`FEW`], those that LLM.int8() has: each takes long to compile.
+const OUTLIERS_MANY: [usize; 2] = [0, 1];
+const OUTLIERS_FEW: [usize; 2] = [2, 6];
+/// Columns of outliers that a warp fetches at a time for few rows, and the shared memory it has for them for many, less that
+/// in which it turns rows of y else.
+const OUTLIER_COLUMNS: usize = 8;
+const OUTLIER_BYTES: usize = 2560 - LINE_BYTES;
+const LINE_BYTES: usize = 2048;
+
 /// Rows up to which the kernels for few need no comparison with those for many.
 const FEW_ROWS: usize = 128;
 /// Of [`FEW`], the one for more rows where k is long and tiles are few; its microseconds as those of [`Many`].
@@ -67,6 +77,9 @@ const MAX_CLUSTER: usize = 8;
 
 /// The launch of W8A8 for `m` rows, `m` at least 1.
 pub(super) fn w8a8(p: &Problem, m: usize) -> Launch {
+    if p.outliers {
+        return llm_int8(p, m);
+    }
     let groups = p.epilogue.output == Output::Groups;
     if m <= FEW_ROWS && !groups {
         let (few, splits) = few(p, m);
@@ -85,12 +98,27 @@ pub(super) fn w8a8(p: &Problem, m: usize) -> Launch {
     best.launch(p, m)
 }
 
+/// By the same rules among fewer tiles: for few rows where their blocks all run at once, else for many.
+fn llm_int8(p: &Problem, m: usize) -> Launch {
+    let narrowest = OUTLIERS_FEW.iter().map(|&tile| &FEW[tile]).find(|few| m <= few.tokens);
+    let few = narrowest.unwrap_or(&FEW[OUTLIERS_FEW[OUTLIERS_FEW.len() - 1]]);
+    let tiles = p.n.div_ceil(few.groups * BLOCK) * m.div_ceil(few.tokens);
+    let blocks = p.sm_count as usize * 3 / 2;
+    if narrowest.is_some() || m <= FEW_ROWS && tiles <= blocks {
+        return few.launch(p, m, few_splits(p, tiles, blocks));
+    }
+    let many = OUTLIERS_MANY.iter().map(|&tile| &MANY[tile]);
+    many.min_by(|a, b| a.cost(p, m).total_cmp(&b.cost(p, m))).expect("there are tiles").launch(p, m)
+}
+
 /// Configurations among which the fastest for `m` rows should be.
 pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
     let groups = p.epilogue.output == Output::Groups;
-    let many = (0..MANY.len()).filter(|&tile| (groups || 2 * m > FEW_ROWS) && MANY[tile].owns_scales(p));
+    let has = |those: &[usize], tile: &usize| !p.outliers || those.contains(tile);
+    let many = (0..MANY.len()).filter(|tile| has(&OUTLIERS_MANY, tile));
+    let many = many.filter(|&tile| (groups || 2 * m > FEW_ROWS) && MANY[tile].owns_scales(p));
     let mut all: Vec<Config> = many.map(|tile| Config { tile, splits: 0 }).collect();
-    for (tile, few) in FEW.iter().enumerate().filter(|_| !groups) {
+    for (tile, few) in FEW.iter().enumerate().filter(|(tile, _)| !groups && has(&OUTLIERS_FEW, tile)) {
         let (size, slices) = ([few.groups * BLOCK, few.tokens], p.k.div_ceil(SLICE));
         let splits = [1, 2, 4, MAX_CLUSTER].into_iter().filter(|&s| is_plausible(p, m, size, slices, s));
         all.extend(splits.map(|splits| Config { tile, splits }));
@@ -147,12 +175,20 @@ fn few(p: &Problem, m: usize) -> (&'static Few, usize) {
     }
 }
 
+/// Module of the kernels for `p`, and what their names begin with.
+fn kernels(p: &Problem) -> (&'static str, &'static str) {
+    if p.outliers { ("gemm_llm_int8/sm90", "gemm_llm_int8") } else { ("gemm_w8a8/sm90", "gemm_w8a8") }
+}
+
 impl Few {
     fn launch(&self, p: &Problem, m: usize, splits: usize) -> Launch {
         let Few { tokens, groups, stages } = *self;
         let stage = groups * BLOCK * SLICE + (tokens * SLICE).next_multiple_of(1024);
         let tiles = p.n.div_ceil(groups * BLOCK);
-        let shared_bytes = HEAD_BYTES + stages * stage;
+        // For each warp: of each column the values of the rows of x that it writes, and all weights.
+        let outliers = OUTLIER_COLUMNS * 4 * (tokens + 4 * groups * groups * BLOCK);
+        let shared_bytes = HEAD_BYTES + stages * stage + if p.outliers { outliers } else { 0 };
+        let (module, name) = kernels(p);
         let deep = shared_bytes > HALF_BYTES;
         let grid = Grid {
             blocks: [(tiles * splits) as u32, m.div_ceil(tokens) as u32, 1],
@@ -162,8 +198,8 @@ impl Few {
             overlaps: true,
         };
         Launch {
-            module: "gemm_w8a8/sm90",
-            function: format!("gemm_w8a8_few_{tokens}x{groups}x{stages}"),
+            module,
+            function: format!("{name}_few_{tokens}x{groups}x{stages}"),
             config: format!("{}x{tokens} split {splits}{}", groups * BLOCK, if deep { " deep" } else { "" }),
             grid,
             box_rows: tokens as u32,
@@ -195,7 +231,8 @@ impl Many {
     fn launch(&self, p: &Problem, m: usize) -> Launch {
         let Many { bn, stages, turns, .. } = *self;
         // Beside the ring, for each warpgroup: three words a column, and 2 KB a warp for whole lines of y.
-        let epilogue = 2 * (12 * bn + 4 * 2048);
+        let epilogue = 2 * (12 * bn + 4 * (LINE_BYTES + if p.outliers { OUTLIER_BYTES } else { 0 }));
+        let (module, name) = kernels(p);
         let blocks = self.tiles(p, m).min(p.sm_count as usize);
         let grid = Grid {
             blocks: [blocks as u32, 1, 1],
@@ -205,8 +242,8 @@ impl Many {
             overlaps: true,
         };
         Launch {
-            module: "gemm_w8a8/sm90",
-            function: format!("gemm_w8a8_many_{bn}x{stages}_{}", u8::from(turns)),
+            module,
+            function: format!("{name}_many_{bn}x{stages}_{}", u8::from(turns)),
             config: format!("128x{bn}{}", if turns { " in turns" } else { "" }),
             grid,
             box_rows: Self::BM as u32,
@@ -217,6 +254,7 @@ impl Many {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choose::choose;
     use super::super::choose::tests::{problem, uses};
     use super::super::pack::Layout;
     use super::*;
@@ -233,6 +271,38 @@ mod tests {
         let mut in_source = uses(source, "GEMM_W8A8_FEW");
         in_source.iter_mut().for_each(|row| row.truncate(3)); // the last concerns the compiler alone
         assert_eq!(in_source, few);
+    }
+
+    /// Tables and macros, and the shared memory that the kernels count in their own words.
+    #[test]
+    fn llm_int8_has_kernels() {
+        let source = include_str!("../../../kernels/gemm_llm_int8/sm90.cu");
+        let many: Vec<Vec<u32>> = OUTLIERS_MANY
+            .iter()
+            .map(|&tile| [MANY[tile].bn, MANY[tile].stages, usize::from(MANY[tile].turns)].map(|x| x as u32).to_vec())
+            .collect();
+        assert_eq!(uses(source, "GEMM_LLM_INT8_MANY"), many);
+        let few = OUTLIERS_FEW.map(|tile| [FEW[tile].tokens, FEW[tile].groups, FEW[tile].stages].map(|x| x as u32));
+        let mut in_source = uses(source, "GEMM_LLM_INT8_FEW");
+        in_source.iter_mut().for_each(|row| row.truncate(3));
+        assert_eq!(in_source, few);
+
+        let p = Problem { outliers: true, ..problem(4096, 4096) };
+        for (m, config, shared_bytes) in [
+            (1, "64x16 split 2", 91_648),
+            (16, "64x16 split 2", 91_648),
+            (64, "64x64 split 2", 109_568),
+            (128, "64x64 split 1", 109_568),
+            (256, "128x64", 219_648),
+            (4096, "128x128 in turns", 221_184),
+        ] {
+            let launch = choose(&p, m);
+            assert_eq!((launch.config.as_str(), launch.grid.shared_bytes), (config, shared_bytes), "{m} rows");
+            assert!(
+                launch.module == "gemm_llm_int8/sm90" && launch.function.starts_with("gemm_llm_int8_"),
+                "{launch:?}"
+            );
+        }
     }
 
     #[test]

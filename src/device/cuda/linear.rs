@@ -113,6 +113,9 @@ fn run(device: &CudaDevice, y: LinearOut, x: &Act, w: &CudaPacked, m: usize) -> 
                     x_zero: x_zero_as_read,
                     k,
                     x_unsigned: u32::from(x_flip != 0),
+                    floats_f16: u32::from(device.dtype() == DType::F16),
+                    outliers,
+                    x_floats,
                 };
                 start(device, &launch, &args)
             }

@@ -20,9 +20,9 @@ use crate::quant::{ActQuant, Codebook, Factored, LinearWeight, QuantWeight, Weig
 /// How the bytes of a weight lie, which is also which kernels read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// `[n, k]` int8, code minus zero point: gemm_w8a8 before sm_90.
+    /// `[n, k]` int8, code minus zero point: gemm_w8a8 and gemm_llm_int8 before sm_90.
     Rows8,
-    /// The same in blocks of 64 x 128, as sm_90's products read them from shared memory: gemm_w8a8 on sm_90.
+    /// The same in blocks of 64 x 128, as sm_90's products read them from shared memory: these two on sm_90.
     Blocks8,
     /// 4-bit codes in blocks of 64 x 128 for int8 activations: gemm_w4a8 on sm_90.
     Blocks4(NibbleShape),
@@ -419,11 +419,8 @@ pub(super) fn general_layout(q: &QuantWeight, activation: ActQuant, sm90: bool) 
     if !whole_groups || !q.k.is_multiple_of(16) {
         return Layout::Canonical { int8: true };
     }
-    if let ActQuant::LlmInt8 { .. } = activation {
-        return if steps_fit_i8(q) { Layout::Rows8 } else { Layout::Canonical { int8: true } };
-    }
     match q.bits {
-        ..=4 => Layout::Fragments8Bit { bits: 4 },
+        ..=4 if !matches!(activation, ActQuant::LlmInt8 { .. }) => Layout::Fragments8Bit { bits: 4 },
         _ if !steps_fit_i8(q) => Layout::Canonical { int8: true },
         _ if per_channel && sm90 => Layout::Blocks8,
         _ if per_channel => Layout::Rows8,

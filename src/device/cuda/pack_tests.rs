@@ -53,6 +53,7 @@ fn u8s(data: &HostData) -> &[u8] {
 }
 
 const DYNAMIC: ActQuant = ActQuant::DynamicPerToken;
+const LLM_INT8: ActQuant = ActQuant::LlmInt8 { threshold: 6.0 };
 
 #[test]
 fn fragments_hold_every_code_where_the_documentation_says() {
@@ -144,12 +145,15 @@ fn what_the_fast_kernels_cannot_hold_stays_canonical() {
 /// Every code of blocks for sm_90 is where docs/formats.md says, and padding is zero.
 #[test]
 fn blocks_hold_every_code_where_the_documentation_says() {
-    for (n, k, zero) in [(1, 16, 128), (64, 128, 128), (65, 144, 128), (130, 272, 128), (3, 48, 256_i16)] {
-        let mut q = weight(n, k, 8, k, |_| f32::from(zero));
+    let int8 = [(1, 16, 128), (64, 128, 128), (65, 144, 128), (130, 272, 128), (3, 48, 256_i16)]
+        .map(|(n, k, zero)| (n, k, 8, zero, DYNAMIC));
+    let llm_int8 = [(8, 128), (4, 8), (2, 1)].map(|(bits, zero)| (65, 144, bits, zero, LLM_INT8));
+    for (n, k, bits, zero, activation) in int8.into_iter().chain(llm_int8) {
+        let mut q = weight(n, k, bits, k, |_| f32::from(zero));
         if zero == 256 {
             q.codes.iter_mut().for_each(|code| *code |= 128); // what is left of it is an int8
         }
-        let (layout, host) = host_packed(&q, DYNAMIC, true);
+        let (layout, host) = host_packed(&q, activation, true);
         assert_eq!(layout, Layout::Blocks8);
         let HostData::I8(bytes) = &host.weights else { panic!("{} weights", host.weights.dtype()) };
         let slices = k.div_ceil(128);

@@ -238,8 +238,9 @@ mod tests {
             Layout::FragmentsCodebook,
         ];
         let of_one_type = layouts.map(|layout| problem(layout, n, k));
-        let two_types = Problem { outliers: true, ..problem(Layout::Rows8, n, k) };
-        of_one_type.into_iter().chain([two_types]).collect()
+        let two_types =
+            [Layout::Rows8, Layout::Blocks8].map(|layout| Problem { outliers: true, ..problem(layout, n, k) });
+        of_one_type.into_iter().chain(two_types).collect()
     }
 
     /// A table that names a configuration which is no more, or a family, is stale: make it again.
