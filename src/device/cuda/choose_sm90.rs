@@ -287,7 +287,7 @@ mod tests {
         in_source.iter_mut().for_each(|row| row.truncate(3));
         assert_eq!(in_source, few);
 
-        let p = Problem { outliers: true, ..problem(4096, 4096) };
+        let p = Problem { outliers: true, ..problem(Layout::Blocks8, 4096, 4096) };
         for (m, config, shared_bytes) in [
             (1, "64x16 split 2", 91_648),
             (16, "64x16 split 2", 91_648),
