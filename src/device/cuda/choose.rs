@@ -248,25 +248,25 @@ fn any(p: &Problem, m: usize, function: String, config: &str) -> Launch {
 pub(super) mod tests {
     use super::*;
 
-    const H200: u32 = 132;
-
-    fn problem(layout: Layout, n: usize) -> Problem {
+    /// On an H200, in bf16.
+    pub(in super::super) fn problem(layout: Layout, n: usize, k: usize) -> Problem {
         Problem {
             layout,
             n,
-            k: 4096,
+            k,
             epilogue: Epilogue::NONE,
             x_u8: false,
             outliers: false,
             sums_only: false,
-            sm_count: H200,
-            max_shared: 99 << 10,
-            suffix: "f16",
+            sm_count: 132,
+            max_shared: 226 << 10,
+            suffix: "bf16",
         }
     }
 
+    /// With the least shared memory that a block may have: 100 KB on sm_86 and sm_89, less the kilobyte the system takes.
     fn at(layout: Layout, n: usize, m: usize) -> Launch {
-        choose(&problem(layout, n), m)
+        choose(&Problem { max_shared: 99 << 10, ..problem(layout, n, 4096) }, m)
     }
 
     /// Arguments of each use of `name(` at the start of a line.
@@ -305,7 +305,6 @@ pub(super) mod tests {
         assert!(any.contains(&format!("constexpr int ROWS = {ANY_ROWS};")));
     }
 
-    /// 100 KB, what a block may have on sm_86 and sm_89, less the kilobyte the system takes.
     #[test]
     fn every_configuration_fits_every_gpu() {
         for m in [1, 16, 17, 64, 128, 512, 4096, 65536] {

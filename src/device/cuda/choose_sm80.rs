@@ -153,25 +153,9 @@ fn launch(p: &Problem, plans: impl Iterator<Item = Plan>) -> Launch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::choose::tests::uses;
+    use super::super::choose::tests::{problem, uses};
     use super::super::pack::Layout;
     use super::*;
-    use crate::device::Epilogue;
-
-    fn problem(n: usize, k: usize, layout: Layout) -> Problem {
-        Problem {
-            layout,
-            n,
-            k,
-            epilogue: Epilogue::NONE,
-            x_u8: false,
-            outliers: false,
-            sums_only: false,
-            sm_count: 132,
-            max_shared: 226 << 10,
-            suffix: "bf16",
-        }
-    }
 
     const W4: Layout = Layout::Fragments16Bit { bits: 4 };
 
@@ -194,7 +178,7 @@ mod tests {
             for bits in [4, 8] {
                 for m in [1, 9, 16, 17, 33, 64, 65, 128, 257, 1024, 4096, 65536] {
                     for (n, k) in [(1, 8), (33, 200), (4096, 4096), (6144, 4096), (4096, 14336), (57344, 8192)] {
-                        let p = Problem { sm_count, max_shared, ..problem(n, k, Layout::Fragments16Bit { bits }) };
+                        let p = Problem { sm_count, max_shared, ..problem(Layout::Fragments16Bit { bits }, n, k) };
                         for launch in [w4a16(&p, m), batch_invariant(&p, m)] {
                             let Grid { blocks: [blocks, ..], threads, shared_bytes, .. } = launch.grid;
                             let what = format!("{launch:?} of {m} x {n} x {k}");
@@ -216,15 +200,15 @@ mod tests {
 
     #[test]
     fn weights_that_cannot_be_rounded_get_tiles_that_do_not() {
-        let p = Problem { sums_only: true, ..problem(28672, 4096, W4) };
+        let p = Problem { sums_only: true, ..problem(W4, 28672, 4096) };
         assert!(w4a16(&p, 4096).config.starts_with("w4 32x"));
-        assert_eq!(w4a16(&problem(28672, 4096, W4), 4096).config, "w4 128x256");
+        assert_eq!(w4a16(&problem(W4, 28672, 4096), 4096).config, "w4 128x256");
     }
 
     #[test]
     fn one_order_of_sums_means_whole_tiles() {
         for m in [1, 8, 64, 4096] {
-            assert_eq!(batch_invariant(&problem(4096, 4096, W4), m).cut_tiles, 0);
+            assert_eq!(batch_invariant(&problem(W4, 4096, 4096), m).cut_tiles, 0);
         }
     }
 }

@@ -217,26 +217,10 @@ impl Many {
 
 #[cfg(test)]
 mod tests {
-    use super::super::choose::tests::uses;
+    use super::super::choose::tests::{problem, uses};
     use super::super::pack::Layout;
     use super::*;
     use crate::device::{Activation, Epilogue};
-
-    fn problem(n: usize, k: usize) -> Problem {
-        let epilogue = Epilogue::NONE;
-        Problem {
-            layout: Layout::Blocks8,
-            n,
-            k,
-            epilogue,
-            x_u8: false,
-            outliers: false,
-            sums_only: false,
-            sm_count: 132,
-            max_shared: 226 << 10,
-            suffix: "bf16",
-        }
-    }
 
     #[test]
     fn tables_are_those_of_the_kernels() {
@@ -256,7 +240,7 @@ mod tests {
         for (activation, bn) in [(Activation::None, 128), (Activation::SwiGlu, 256)] {
             for m in [1, 100, 300, 4096] {
                 let epilogue = Epilogue { activation, output: Output::Groups };
-                let launch = w8a8(&Problem { epilogue, ..problem(6144, 4096) }, m);
+                let launch = w8a8(&Problem { epilogue, ..problem(Layout::Blocks8, 6144, 4096) }, m);
                 let tile: usize = launch.function.split(['_', 'x']).nth(3).expect("a tile").parse().expect("a width");
                 assert!(launch.function.contains("many") && tile.is_multiple_of(bn), "{launch:?}");
             }
@@ -268,7 +252,7 @@ mod tests {
     fn every_launch_is_one_that_the_gpu_takes() {
         for m in [1, 8, 9, 16, 33, 64, 65, 128, 129, 256, 384, 4096, 65536] {
             for (n, k) in [(1, 16), (64, 128), (520, 1040), (4096, 4096), (6144, 4096), (57344, 8192), (8192, 28672)] {
-                let launch = w8a8(&problem(n, k), m);
+                let launch = w8a8(&problem(Layout::Blocks8, n, k), m);
                 let Grid { blocks, threads, shared_bytes, cluster, .. } = launch.grid;
                 assert!(shared_bytes <= 227 << 10, "{launch:?}");
                 assert!(
@@ -283,7 +267,7 @@ mod tests {
     /// What was fastest when measured, or next to it.
     #[test]
     fn choices_are_the_measured_ones() {
-        let config = |n, k, m| w8a8(&problem(n, k), m).config;
+        let config = |n, k, m| w8a8(&problem(Layout::Blocks8, n, k), m).config;
         assert_eq!(config(4096, 4096, 1), "64x8 split 2");
         assert_eq!(config(28672, 4096, 16), "128x16 split 1");
         assert_eq!(config(57344, 8192, 16), "64x16 split 1");

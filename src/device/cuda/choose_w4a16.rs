@@ -228,28 +228,11 @@ fn launch(
 
 #[cfg(test)]
 mod tests {
-    use super::super::choose::tests::uses;
+    use super::super::choose::tests::{problem, uses};
     use super::super::pack::Layout;
     use super::*;
-    use crate::device::Epilogue;
 
     const SHAPE: BlockShape = BlockShape { bits: 4, groups: 1, low_scales: false, zeros: false };
-
-    fn problem(n: usize, k: usize, shape: BlockShape) -> Problem {
-        let layout = Layout::Blocks16(shape);
-        Problem {
-            layout,
-            n,
-            k,
-            epilogue: Epilogue::NONE,
-            x_u8: false,
-            outliers: false,
-            sums_only: false,
-            sm_count: 132,
-            max_shared: 226 << 10,
-            suffix: "bf16",
-        }
-    }
 
     #[test]
     fn tables_are_those_of_the_kernels() {
@@ -278,7 +261,7 @@ mod tests {
                 for (n, k) in
                     [(1, 8), (64, 128), (520, 1040), (4096, 4096), (4096, 14336), (57344, 8192), (8192, 28672)]
                 {
-                    let p = problem(n, k, shape);
+                    let p = problem(Layout::Blocks16(shape), n, k);
                     let others = candidates(&p, shape, m).into_iter().map(|config| with_config(&p, shape, config, m));
                     for launch in others.chain([w4a16(&p, shape, m), batch_invariant(&p, shape, m)]) {
                         let Grid { blocks, threads, shared_bytes, cluster, .. } = launch.grid;
@@ -306,7 +289,7 @@ mod tests {
     /// What was fastest when measured.
     #[test]
     fn choices_are_the_measured_ones() {
-        let config = |n, k, m| w4a16(&problem(n, k, SHAPE), SHAPE, m).config;
+        let config = |n, k, m| w4a16(&problem(Layout::Blocks16(SHAPE), n, k), SHAPE, m).config;
         assert_eq!(config(4096, 4096, 1), "w4 256x8 split 8");
         assert_eq!(config(4096, 14336, 1), "w4 128x8 split 6");
         assert_eq!(config(6144, 4096, 8), "w4 256x8 split 8");

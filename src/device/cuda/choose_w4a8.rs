@@ -241,28 +241,11 @@ impl Tile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::choose::tests::uses;
+    use super::super::choose::tests::{problem, uses};
     use super::super::pack::Layout;
     use super::*;
-    use crate::device::Epilogue;
 
     const SHAPE: NibbleShape = NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 };
-
-    fn problem(n: usize, k: usize, shape: NibbleShape) -> Problem {
-        let layout = Layout::Blocks4(shape);
-        Problem {
-            layout,
-            n,
-            k,
-            epilogue: Epilogue::NONE,
-            x_u8: false,
-            outliers: false,
-            sums_only: false,
-            sm_count: 132,
-            max_shared: 226 << 10,
-            suffix: "bf16",
-        }
-    }
 
     #[test]
     fn tables_are_those_of_the_kernels() {
@@ -302,7 +285,7 @@ mod tests {
                     [(1, 16), (64, 128), (520, 1040), (4096, 4096), (6144, 4096), (57344, 8192), (8192, 28672)]
                 {
                     for x_u8 in [false, true] {
-                        let launch = w4a8(&Problem { x_u8, ..problem(n, k, shape) }, shape, m);
+                        let launch = w4a8(&Problem { x_u8, ..problem(Layout::Blocks4(shape), n, k) }, shape, m);
                         let Grid { blocks, threads, shared_bytes, .. } = launch.grid;
                         let resident = ((blocks[0] * blocks[1]) as usize).div_ceil(132);
                         assert!(resident * (shared_bytes as usize + 1024) <= SHARED_BYTES, "{launch:?}");
@@ -318,7 +301,7 @@ mod tests {
 
     #[test]
     fn few_rows_get_narrow_tiles_and_many_those_that_end_first() {
-        let config = |n, k, m| w4a8(&problem(n, k, SHAPE), SHAPE, m).config;
+        let config = |n, k, m| w4a8(&problem(Layout::Blocks4(SHAPE), n, k), SHAPE, m).config;
         // Measured: 4.2 us; 13.6 where 8 rows of x do not fit twice; 6.9 and 11.1; 17.2, 18.1 and 22.1; 25.4 and 24.0.
         assert_eq!(config(4096, 4096, 1), "w4 16x8 split 8");
         assert_eq!(config(4096, 14336, 8), "w4 32x8 split 8");

@@ -200,38 +200,29 @@ impl CudaDevice {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choose::tests::problem;
     use super::super::pack::Layout;
     use super::super::pack_blocks::BlockShape;
     use super::super::pack_w4a8::NibbleShape;
     use super::*;
     use crate::device::{Activation, Epilogue, Output};
 
-    fn layouts() -> Vec<(Layout, bool)> {
+    /// An `[n, k]` weight in every layout that leaves a choice.
+    fn problems(n: usize, k: usize) -> Vec<Problem> {
         let blocks16 = |bits| Layout::Blocks16(BlockShape { bits, groups: 1, low_scales: false, zeros: false });
-        let blocks4 = Layout::Blocks4(NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 });
-        let largest = Layout::Blocks16(BlockShape { bits: 8, groups: 4, low_scales: true, zeros: true });
-        let fragments = [4, 8].map(|bits| (Layout::Fragments8Bit { bits }, false));
-        let int8 = [(Layout::Blocks8, false), (Layout::Rows8, false), (Layout::Rows8, true), (blocks4, false)];
-        [(blocks16(4), false), (blocks16(8), false), (largest, false)]
-            .into_iter()
-            .chain(int8)
-            .chain(fragments)
-            .collect()
-    }
-
-    fn problem(layout: Layout, outliers: bool, n: usize, k: usize) -> Problem {
-        Problem {
-            layout,
-            n,
-            k,
-            epilogue: Epilogue::NONE,
-            x_u8: false,
-            outliers,
-            sums_only: false,
-            sm_count: 132,
-            max_shared: 226 << 10,
-            suffix: "bf16",
-        }
+        let layouts = [
+            blocks16(4),
+            blocks16(8),
+            Layout::Blocks16(BlockShape { bits: 8, groups: 4, low_scales: true, zeros: true }),
+            Layout::Blocks8,
+            Layout::Blocks4(NibbleShape { bits: 4, one_group: false, parts: 1, group_blocks: 1 }),
+            Layout::Rows8,
+            Layout::Fragments8Bit { bits: 4 },
+            Layout::Fragments8Bit { bits: 8 },
+        ];
+        let of_one_type = layouts.map(|layout| problem(layout, n, k));
+        let two_types = Problem { outliers: true, ..problem(Layout::Rows8, n, k) };
+        of_one_type.into_iter().chain([two_types]).collect()
     }
 
     /// A table that names a configuration which is no more, or a family, is stale: make it again.
@@ -246,8 +237,7 @@ mod tests {
             shapes.dedup();
             for (n, k) in shapes {
                 let mut families: Vec<(&str, Problem)> = Vec::new();
-                for (layout, outliers) in layouts() {
-                    let p = problem(layout, outliers, n, k);
+                for p in problems(n, k) {
                     let family = family(&p).expect("has choices");
                     if !families.iter().any(|(known, _)| *known == family) {
                         families.push((family, p));
@@ -319,20 +309,19 @@ mod tests {
     #[test]
     fn stale_lines_are_left_out() {
         let text = "gpu G\nw4a16/sm90 4096x4096 1 w4 1x2\nw4a16/sm90 4096x4096 2 w4 128x8 split 4\nw4a16/sm90 4096x4096 4 w4 128x128\n";
-        let found = Tuned::parse(text).expect("parses").of(&problem(layouts()[0].0, false, 4096, 4096));
+        let found = Tuned::parse(text).expect("parses").of(&problems(4096, 4096)[0]);
         assert_eq!(found.iter().map(|(m, _)| *m).collect::<Vec<_>>(), [2], "and 4 rows do not take tiles of 128");
     }
 
     /// Each by a name of its own, one the model's, and all within what an H100 or H200 takes, also for fewer rows.
     #[test]
     fn candidates_are_launches_that_the_gpu_takes() {
-        for (layout, outliers) in layouts() {
-            for (n, k) in [(1, 16), (64, 128), (520, 1040), (4096, 4096), (6144, 4096), (4096, 14336), (57344, 8192)] {
-                let p = problem(layout, outliers, n, k);
+        for (n, k) in [(1, 16), (64, 128), (520, 1040), (4096, 4096), (6144, 4096), (4096, 14336), (57344, 8192)] {
+            for p in problems(n, k) {
                 for m in [1, 2, 8, 9, 16, 17, 33, 64, 65, 128, 129, 257, 512, 1024, 4096] {
                     let all = candidates(&p, m);
                     let mut names: Vec<String> = all.iter().map(|&c| launch(&p, c, m).config).collect();
-                    let what = format!("{layout:?} {n}x{k} m={m}: {names:?}");
+                    let what = format!("{:?} {n}x{k} m={m}: {names:?}", p.layout);
                     assert!(names.contains(&choose(&p, m).config), "{what}: no {}", choose(&p, m).config);
                     names.sort();
                     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{what}");
@@ -358,7 +347,7 @@ mod tests {
             (Layout::Rows8, Activation::SwiGlu, 256),
         ] {
             let epilogue = Epilogue { activation, output: Output::Groups };
-            let p = Problem { epilogue, ..problem(layout, false, 6144, 4096) };
+            let p = Problem { epilogue, ..problem(layout, 6144, 4096) };
             for m in [1, 64, 4096] {
                 let names: Vec<String> = candidates(&p, m).iter().map(|&c| launch(&p, c, m).config).collect();
                 let width = |name: &String| name.split(['x', ' ']).nth(1).and_then(|n| n.parse::<usize>().ok());
