@@ -124,6 +124,17 @@ __device__ __forceinline__ void store_cluster_shared16(uint32_t address, uint32_
       "}" ::"r"(address), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 
+// The same without waiting; `barrier` of that block counts the bytes once they are there.
+__device__ __forceinline__ void store_cluster_async16(uint32_t address, uint32_t barrier, uint32_t rank, float4 v) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote, counter;\n"
+      "mapa.shared::cluster.u32 remote, %0, %2;\n"
+      "mapa.shared::cluster.u32 counter, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [remote], {%3, %4, %5, %6}, [counter];\n"
+      "}" ::"r"(address), "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
 // Programmatic dependent launch: lets the next kernel of the stream start while this one runs, and waits for the
 // kernels before this one. Whatever they wrote, and whatever they read that this kernel writes, comes after the wait.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

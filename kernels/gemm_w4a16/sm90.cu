@@ -14,10 +14,10 @@
 #include "gemm_w4a16/sm90_many.cuh"
 #include "gemm_w4a16/sm90_warps.cuh"
 
-#define GEMM_W4A16_WARPS(T, BITS, TOKENS, SIXTEENS, PARTS, RESIDENT)                                                    \
-  extern "C" __global__ void __launch_bounds__((GemmW4A16Warps<T, BITS, TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
-      gemm_w##BITS##a16_warps_##TOKENS##x##SIXTEENS##x##PARTS##_##T(const __grid_constant__ GemmW4A16Sm90Args args) {   \
-    GemmW4A16Warps<T, BITS, TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
+#define GEMM_W4A16_WARPS(T, BITS, TOKENS, GROUPS, PARTS, DEPTH)                                                             \
+  extern "C" __global__ void __launch_bounds__((GemmW4A16Warps<T, BITS, TOKENS, GROUPS, PARTS, DEPTH>::THREADS), 1)      \
+      gemm_w##BITS##a16_warps_##TOKENS##x##GROUPS##x##PARTS##_##T(const __grid_constant__ GemmW4A16Sm90Args args) {      \
+    GemmW4A16Warps<T, BITS, TOKENS, GROUPS, PARTS, DEPTH>::run(args);                                                    \
   }
 #define GEMM_W4A16_FEW(T, BITS, TOKENS, GROUPS, SHARE, RESIDENT)                                                        \
   extern "C" __global__ void __launch_bounds__((GemmW4A16Few<T, BITS, TOKENS, GROUPS, SHARE>::THREADS), RESIDENT)       \
@@ -31,11 +31,11 @@
   }
 #ifndef LOWBIT_W4A16_CONFIGURATIONS
 // The configurations; src/device/cuda/choose_w4a16.rs has the same table (a test compares them) and the choice.
-#define GEMM_W4A16_WARPS_TYPES(TOKENS, SIXTEENS, PARTS, RESIDENT)  \
-  GEMM_W4A16_WARPS(f16, 4, TOKENS, SIXTEENS, PARTS, RESIDENT)      \
-  GEMM_W4A16_WARPS(f16, 8, TOKENS, SIXTEENS, PARTS, RESIDENT)      \
-  GEMM_W4A16_WARPS(bf16, 4, TOKENS, SIXTEENS, PARTS, RESIDENT)     \
-  GEMM_W4A16_WARPS(bf16, 8, TOKENS, SIXTEENS, PARTS, RESIDENT)
+#define GEMM_W4A16_WARPS_TYPES(TOKENS, GROUPS, PARTS, DEPTH)  \
+  GEMM_W4A16_WARPS(f16, 4, TOKENS, GROUPS, PARTS, DEPTH)      \
+  GEMM_W4A16_WARPS(f16, 8, TOKENS, GROUPS, PARTS, DEPTH)      \
+  GEMM_W4A16_WARPS(bf16, 4, TOKENS, GROUPS, PARTS, DEPTH)     \
+  GEMM_W4A16_WARPS(bf16, 8, TOKENS, GROUPS, PARTS, DEPTH)
 #define GEMM_W4A16_FEW_TYPES(TOKENS, GROUPS, SHARE, RESIDENT)  \
   GEMM_W4A16_FEW(f16, 4, TOKENS, GROUPS, SHARE, RESIDENT)      \
   GEMM_W4A16_FEW(f16, 8, TOKENS, GROUPS, SHARE, RESIDENT)      \
@@ -48,13 +48,12 @@
   GEMM_W4A16_MANY(bf16, 8, TOKENS, GROUPS)
 GEMM_W4A16_WARPS_TYPES(8, 1, 8, 2)
 GEMM_W4A16_WARPS_TYPES(8, 2, 4, 2)
-GEMM_W4A16_WARPS_TYPES(8, 2, 8, 1)
-GEMM_W4A16_WARPS_TYPES(8, 4, 4, 1)
-GEMM_W4A16_WARPS_TYPES(16, 2, 8, 1)
-GEMM_W4A16_WARPS_TYPES(16, 4, 4, 1)
-GEMM_W4A16_FEW_TYPES(8, 2, 1, 2)
-GEMM_W4A16_FEW_TYPES(8, 4, 2, 2)
-GEMM_W4A16_FEW_TYPES(16, 2, 1, 2)
+GEMM_W4A16_WARPS_TYPES(8, 1, 12, 2)
+GEMM_W4A16_WARPS_TYPES(8, 1, 4, 2)
+GEMM_W4A16_WARPS_TYPES(16, 1, 8, 2)
+GEMM_W4A16_WARPS_TYPES(16, 2, 4, 2)
+GEMM_W4A16_WARPS_TYPES(16, 4, 2, 2)
+GEMM_W4A16_WARPS_TYPES(16, 1, 12, 2)
 GEMM_W4A16_FEW_TYPES(16, 4, 2, 2)
 GEMM_W4A16_FEW_TYPES(32, 2, 1, 2)
 GEMM_W4A16_FEW_TYPES(64, 2, 1, 1)

@@ -115,22 +115,21 @@ __device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
   return v;
 }
 
-// What one thread has of a block at a shared address, or of ROWS of its rows in the same order, a warp's sixteen each.
-template <typename T, int BITS, int ROWS = 64>
+// What one thread of a warpgroup has of a block at a shared address.
+template <typename T, int BITS>
 struct WeightBlock {
-  static constexpr uint32_t CODE_BYTES = 16 * ROWS * BITS, ROW_BYTES = 2 * ROWS, THREADS = 2 * ROWS;
+  static constexpr uint32_t CODE_BYTES = 1024 * BITS;
   static constexpr int PARTS = BITS / 2;  // of sixteen bytes of codes
 
   uint32_t codes;       // its first sixteen bytes
   uint32_t parameters;  // its rows of the first group
 
-  __device__ __forceinline__ explicit WeightBlock(uint32_t block)
-      : codes(block + threadIdx.x % THREADS * 16),
-        parameters(block + CODE_BYTES + (threadIdx.x % THREADS / 32 * 8 + threadIdx.x % 32 / 4) * 4) {}
+  __device__ __forceinline__ explicit WeightBlock(uint32_t block, uint32_t thread = threadIdx.x % 128)
+      : codes(block + thread * 16), parameters(block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 4) {}
 
   // Tile j holds columns 32 j to 32 j + 31, two steps of sixteen.
   __device__ __forceinline__ void load(int part, CodeTile<T, BITS> (&tiles)[4]) const {
-    const uint4 v = load_shared16(codes + part * THREADS * 16);
+    const uint4 v = load_shared16(codes + part * 2048);
     if constexpr (BITS == 4) {
       tiles[2 * part] = {{v.x, v.y}};
       tiles[2 * part + 1] = {{v.z, v.w}};
@@ -144,11 +143,11 @@ struct WeightBlock {
   }
 
   __device__ __forceinline__ GroupParameters group(const GemmW4A16Sm90Args& args, uint32_t index) const {
-    const uint32_t at = parameters + index * (1 + args.low_scales + args.zeros) * ROW_BYTES;
+    const uint32_t at = parameters + index * (1 + args.low_scales + args.zeros) * 128;
     GroupParameters group;
     group.scales = load_shared4(at);
-    group.low_scales = args.low_scales != 0 ? load_shared4(at + ROW_BYTES) : 0;
-    group.zeros = args.zeros != 0 ? load_shared4(at + ROW_BYTES + args.low_scales * ROW_BYTES) : args.w_zero * 0x00010001u;
+    group.low_scales = args.low_scales != 0 ? load_shared4(at + 128) : 0;
+    group.zeros = args.zeros != 0 ? load_shared4(at + 128 + args.low_scales * 128) : args.w_zero * 0x00010001u;
     return group;
   }
   // Of blocks in one group whose scales are one 16-bit float and whose zero points are all the same: instructions count.

@@ -3,30 +3,8 @@
 use super::Grid;
 use super::candidates::{Config, is_plausible};
 use super::choose::{Launch, Problem};
+use super::choose_w4a16_warps;
 use super::pack_blocks::{BlockShape, COLUMNS, ROWS};
-
-/// Tile of 16 * `sixteens` rows of w by `tokens` of x, its k split over `parts` warps; blocks walk over those.
-struct Warps {
-    tokens: usize,
-    sixteens: usize,
-    parts: usize,
-    /// Most blocks that share a multiprocessor.
-    resident: usize,
-}
-
-#[rustfmt::skip]
-const WARPS: [Warps; 6] = [
-    Warps { tokens: 8, sixteens: 1, parts: 8, resident: 2 },
-    Warps { tokens: 8, sixteens: 2, parts: 4, resident: 2 },
-    Warps { tokens: 8, sixteens: 2, parts: 8, resident: 1 },
-    Warps { tokens: 8, sixteens: 4, parts: 4, resident: 1 },
-    Warps { tokens: 16, sixteens: 2, parts: 8, resident: 1 },
-    Warps { tokens: 16, sixteens: 4, parts: 4, resident: 1 },
-];
-/// Most stages that x is kept in.
-const WARPS_STAGES: usize = HEAD_BYTES / 16 - 1;
-/// Threads of a block that fetch x.
-const FEEDERS: usize = 128;
 
 /// Tile of 64 * `groups` rows of w by `tokens` of x, its k split over a cluster.
 struct Few {
@@ -39,10 +17,7 @@ struct Few {
 }
 
 #[rustfmt::skip]
-const FEW: [Few; 8] = [
-    Few { tokens: 8, groups: 2, share: 1, resident: 2 },
-    Few { tokens: 8, groups: 4, share: 2, resident: 2 },
-    Few { tokens: 16, groups: 2, share: 1, resident: 2 },
+const FEW: [Few; 5] = [
     Few { tokens: 16, groups: 4, share: 2, resident: 2 },
     Few { tokens: 32, groups: 2, share: 1, resident: 2 },
     Few { tokens: 64, groups: 2, share: 1, resident: 1 },
@@ -84,10 +59,10 @@ const SPLITS: [usize; 6] = [8, 6, 4, 3, 2, 1];
 /// Stages without which a kernel's ring stands still: one is filled again only after the next has come.
 const LEAST_STAGES: usize = 2;
 /// Shared memory of a block: barriers, and a warp's place to turn its tile over.
-const HEAD_BYTES: usize = 1024;
-const TURN_BYTES: usize = 640;
+pub(super) const HEAD_BYTES: usize = 1024;
+pub(super) const TURN_BYTES: usize = 640;
 /// Shared memory of a multiprocessor that blocks may have.
-const SHARED_BYTES: usize = 227 << 10;
+pub(super) const SHARED_BYTES: usize = 227 << 10;
 
 /// The launch of W4A16 and W8A16 for `m` rows, `m` at least 1.
 pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
@@ -109,21 +84,14 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
         SPLITS.into_iter().filter(|&splits| splits <= most).find(fits).unwrap_or(1)
     };
     let k_blocks = p.k.div_ceil(COLUMNS);
-    let blocks = |f: &Few| p.n.div_ceil(ROWS * f.groups) * split(f);
     match m {
-        ..=16 => {
-            let tokens = if m <= 8 { 8 } else { 16 };
-            let wide = few(tokens, 4);
-            // Three blocks for two multiprocessors, or of up to eight tokens and little k one each: then the next layer's
-            // blocks fit beside them.
-            let beside = tokens == 8 && k_blocks <= 8 * split(wide) && 10 * blocks(wide) >= 9 * sms;
-            let f = if beside || 5 * blocks(wide) >= 7 * sms { wide } else { few(tokens, 2) };
-            f.launch(p, shape, m, split(f))
-        }
+        ..=choose_w4a16_warps::MOST_ROWS => choose_w4a16_warps::few_rows(p, shape, m)
+            .unwrap_or_else(|| few(16, 4).launch(p, shape, m, split(few(16, 4)))),
         17..=32 => few(32, 2).launch(p, shape, m, split(few(32, 2))),
         33..=64 => {
             let wide = few(64, 4);
-            let f = if 3 * blocks(wide) >= 2 * sms { wide } else { few(64, 2) };
+            let blocks = p.n.div_ceil(ROWS * wide.groups) * split(wide);
+            let f = if 3 * blocks >= 2 * sms { wide } else { few(64, 2) };
             f.launch(p, shape, m, split(f))
         }
         _ => {
@@ -138,9 +106,7 @@ pub(super) fn w4a16(p: &Problem, shape: BlockShape, m: usize) -> Launch {
 
 /// Configurations among which the fastest for `m` rows should be.
 pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config> {
-    let many = (0..MANY.len()).filter(|_| m > 64);
-    let warps = (0..WARPS.len()).filter(|&i| m <= WARPS[i].tokens && WARPS[i].tokens <= m.next_power_of_two().max(8));
-    let alone = many.chain(warps.map(|i| MANY.len() + i)).map(|tile| Config { tile, splits: 0 });
+    let many = (0..MANY.len()).filter(|_| m > 64).map(|tile| Config { tile, splits: 0 });
     let few = FEW.iter().enumerate().flat_map(|(tile, few)| {
         let (size, slices) = ([few.groups * ROWS, few.tokens], p.k.div_ceil(COLUMNS));
         let splits = SPLITS.into_iter().filter(move |&splits| {
@@ -148,17 +114,18 @@ pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config
         });
         splits.map(move |splits| Config { tile, splits })
     });
-    alone.chain(few).collect()
+    let warps = choose_w4a16_warps::candidates(p, shape, m).into_iter();
+    many.chain(few).chain(warps.map(|config| Config { tile: FEW.len() + config.tile, ..config })).collect()
 }
 
 /// The launch of one of [`candidates`].
 pub(super) fn with_config(p: &Problem, shape: BlockShape, config: Config, m: usize) -> Launch {
-    match config.splits {
-        0 => match config.tile.checked_sub(MANY.len()) {
-            None => MANY[config.tile].launch(p, shape, m),
-            Some(tile) => WARPS[tile].launch(p, shape, m),
-        },
-        splits => FEW[config.tile].launch(p, shape, m, splits),
+    let Config { tile, splits } = config;
+    match tile.checked_sub(FEW.len()) {
+        _ if splits == 0 => MANY[tile].launch(p, shape, m),
+        None => FEW[tile].launch(p, shape, m, splits),
+        Some(tile) => choose_w4a16_warps::with_config(p, shape, Config { tile, splits }, m)
+            .expect("a candidate of more rows has room for fewer"),
     }
 }
 
@@ -174,55 +141,6 @@ pub(super) fn batch_invariant(p: &Problem, shape: BlockShape, m: usize) -> Launc
     let (tiles, most) = (p.n.div_ceil(2 * ROWS), p.k.div_ceil(COLUMNS));
     let fits = |&splits: &usize| splits <= most && 2 * tiles * splits <= 3 * p.sm_count as usize;
     few.launch(p, shape, m, SPLITS.into_iter().find(fits).unwrap_or(1))
-}
-
-impl Warps {
-    fn name(&self) -> String {
-        format!("warps_{}x{}x{}", self.tokens, self.sixteens, self.parts)
-    }
-
-    /// Of a row of x in a stage, which has a block of k for each part.
-    fn pitch(&self) -> usize {
-        self.parts * COLUMNS * 2 + 16
-    }
-
-    /// Before the stages: barriers, sums of the warps, places to turn tiles over, and blocks of sixteen rows of w, as deep as 64 KB
-    /// of 4-bit codes.
-    fn fixed_bytes(&self, shape: BlockShape) -> usize {
-        let (warps, eights) = (self.sixteens * self.parts, self.tokens / 8);
-        let blocks = 256 / shape.bits;
-        HEAD_BYTES + warps * eights * 512 + self.sixteens * eights * TURN_BYTES + blocks * shape.bytes() / 4
-    }
-
-    /// Stages that x is kept in: of all of k where that has room.
-    fn stages(&self, p: &Problem, shape: BlockShape, m: usize) -> usize {
-        let room = (SHARED_BYTES + 1024) / self.resident - 1024 - self.fixed_bytes(shape);
-        let all = p.k.div_ceil(COLUMNS).div_ceil(self.parts);
-        (room / (m.min(self.tokens) * self.pitch())).min(WARPS_STAGES).min(all)
-    }
-
-    fn launch(&self, p: &Problem, shape: BlockShape, m: usize) -> Launch {
-        let Warps { tokens, sixteens, parts, resident } = *self;
-        let (down, across) = (p.n.div_ceil(16 * sixteens), m.div_ceil(tokens));
-        let blocks = (p.sm_count as usize * resident / across).clamp(1, down);
-        let x_bytes = self.stages(p, shape, m) * m.min(tokens) * self.pitch();
-        let grid = Grid {
-            blocks: [blocks as u32, across as u32, 1],
-            threads: (32 * sixteens * parts + FEEDERS) as u32,
-            shared_bytes: (self.fixed_bytes(shape) + x_bytes) as u32,
-            cluster: 1,
-            overlaps: true,
-        };
-        let bits = shape.bits;
-        Launch {
-            module: "gemm_w4a16/sm90",
-            function: format!("gemm_w{bits}a16_{}_{}", self.name(), p.suffix),
-            config: format!("w{bits} {}x{tokens} split {parts}", 16 * sixteens),
-            grid,
-            box_rows: tokens as u32,
-            cut_tiles: 0,
-        }
-    }
 }
 
 impl Few {
@@ -314,16 +232,6 @@ mod tests {
     #[test]
     fn tables_are_those_of_the_kernels() {
         let source = include_str!("../../../kernels/gemm_w4a16/sm90.cu");
-        let warps: Vec<Vec<u32>> =
-            WARPS.iter().map(|w| [w.tokens, w.sixteens, w.parts, w.resident].map(|x| x as u32).to_vec()).collect();
-        assert_eq!(uses(source, "GEMM_W4A16_WARPS_TYPES"), warps);
-        let source_of_warps = include_str!("../../../kernels/gemm_w4a16/sm90_warps.cuh");
-        assert!(source_of_warps.contains(&format!("FEEDERS = {FEEDERS},")));
-        assert!(source_of_warps.contains(&format!("HEAD_BYTES = {HEAD_BYTES}, MAX_STAGES = HEAD_BYTES / 16 - 1;")));
-        assert!(
-            source_of_warps.contains("DEPTH = 256 / BITS / WARPS;")
-                && source_of_warps.contains("PITCH = PARTS * 256 + 16;")
-        );
         let few: Vec<Vec<u32>> =
             FEW.iter().map(|f| [f.tokens, f.groups, f.share, f.resident].map(|x| x as u32).to_vec()).collect();
         assert_eq!(uses(source, "GEMM_W4A16_FEW_TYPES"), few);
@@ -358,11 +266,7 @@ mod tests {
                             "{launch:?}"
                         );
                         assert!(launch.box_rows <= 256 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
-                        if let Some(warps) = WARPS.iter().find(|w| launch.function.contains(&w.name())) {
-                            assert!(warps.stages(&p, shape, m) > 0, "{launch:?}");
-                            let resident = (blocks[0] * blocks[1]).div_ceil(p.sm_count) as usize;
-                            let room = (SHARED_BYTES + 1024) / resident.min(warps.resident) - 1024;
-                            assert!(shared_bytes as usize <= room, "{launch:?}");
+                        if launch.function.contains("warps") {
                             continue;
                         }
                         let (tokens, groups) =
@@ -384,12 +288,8 @@ mod tests {
     #[test]
     fn choices_are_the_measured_ones() {
         let config = |n, k, m| w4a16(&problem(Layout::Blocks16(SHAPE), n, k), SHAPE, m).config;
-        assert_eq!(config(4096, 4096, 1), "w4 256x8 split 8");
-        assert_eq!(config(4096, 14336, 1), "w4 128x8 split 6");
-        assert_eq!(config(6144, 4096, 8), "w4 256x8 split 8");
+        assert_eq!(config(28672, 4096, 8), "w4 128x8/4 split 1 by 2");
         assert_eq!(config(28672, 4096, 16), "w4 256x16 split 2");
-        assert_eq!(config(4096, 14336, 16), "w4 128x16 split 6");
-        assert_eq!(config(57344, 8192, 1), "w4 256x8 split 1");
         assert_eq!(config(8192, 8192, 32), "w4 128x32 split 3");
         assert_eq!(config(8192, 8192, 64), "w4 256x64 split 3");
         assert_eq!(config(57344, 8192, 64), "w4 256x64 split 1");

@@ -12,6 +12,7 @@ mod choose;
 mod choose_sm80;
 mod choose_sm90;
 mod choose_w4a16;
+mod choose_w4a16_warps;
 mod choose_w4a8;
 mod embedded;
 mod graph;

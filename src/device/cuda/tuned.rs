@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn stale_lines_are_left_out() {
-        let text = "gpu G\nw4a16/sm90 4096x4096 1 w4 1x2\nw4a16/sm90 4096x4096 2 w4 128x8 split 4\nw4a16/sm90 4096x4096 4 w4 128x128\n";
+        let text = "gpu G\nw4a16/sm90 4096x4096 1 w4 1x2\nw4a16/sm90 4096x4096 2 w4 64x8/8 split 2\nw4a16/sm90 4096x4096 4 w4 128x128\n";
         let found = Tuned::parse(text).expect("parses").of(&problems(4096, 4096)[0]);
         assert_eq!(found.iter().map(|(m, _)| *m).collect::<Vec<_>>(), [2], "and 4 rows do not take tiles of 128");
     }
