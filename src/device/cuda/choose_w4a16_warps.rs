@@ -19,11 +19,12 @@ struct Warps {
 }
 
 #[rustfmt::skip]
-const WARPS: [Warps; 9] = [
+const WARPS: [Warps; 10] = [
     Warps { tokens: 8, groups: 1, parts: 8, depth: 2, beside: 1 },
     Warps { tokens: 8, groups: 1, parts: 8, depth: 2, beside: 2 },
     Warps { tokens: 8, groups: 2, parts: 4, depth: 2, beside: 2 },
     Warps { tokens: 8, groups: 1, parts: 12, depth: 2, beside: 1 },
+    Warps { tokens: 8, groups: 1, parts: 16, depth: 2, beside: 1 },
     Warps { tokens: 8, groups: 1, parts: 4, depth: 2, beside: 2 },
     Warps { tokens: 16, groups: 1, parts: 8, depth: 2, beside: 1 },
     Warps { tokens: 16, groups: 2, parts: 4, depth: 2, beside: 1 },
@@ -46,9 +47,9 @@ pub(super) fn few_rows(p: &Problem, shape: BlockShape, m: usize) -> Option<Launc
     let (tokens, wanted) = match (m, many) {
         // Tiles of 128 rows, two beside each other, spread 28672 outputs more evenly; they are too large to matter above.
         (..=8, true) if blocks < 6 * sms => (8, [2, 0]),
-        (..=8, _) => (8, [0, 4]),
+        (..=8, _) => (8, [0, 5]),
         (_, true) if shape.bits == 4 => return None,
-        _ => (16, [5, 6]),
+        _ => (16, [6, 7]),
     };
     let slices = |warps: &Warps| {
         let tiles = p.n.div_ceil(ROWS * warps.groups) * m.div_ceil(tokens);
@@ -176,7 +177,7 @@ mod tests {
                         let beside = (blocks[0] * blocks[1]).div_ceil(p.sm_count);
                         assert!((shared_bytes + 1024) * beside <= 228 << 10, "{launch:?}");
                         assert!(blocks[0] > 0 && blocks[0].is_multiple_of(cluster) && cluster <= 8, "{launch:?}");
-                        assert!(threads <= 416 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
+                        assert!(threads <= 544 && cluster as usize <= k.div_ceil(COLUMNS), "{launch:?}");
                     }
                 }
             }
