@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! gpu NVIDIA H200
-//! w4a16/sm90 28672x4096 1,2,4 w4 256x8 split 2
+//! w4a16/sm90 28672x4096 1,2,4,8 w4 64x8/12 split 1
 //! ```
 //!
 //! Weights not in it, and rows between those in it, are the cost models' ([`super::choose`]).
@@ -85,7 +85,7 @@ impl Tuned {
             let choices = parse_line(line).ok_or_else(|| {
                 format!(
                     "line {number}: `{line}`: expected family, outputs x inputs, rows and configuration, as in \
-                     `w4a16/sm90 28672x4096 1,2,4 w4 256x8 split 2`"
+                     `w4a16/sm90 28672x4096 1,2,4,8 w4 64x8/12 split 1`"
                 )
             })?;
             for choice in choices {
