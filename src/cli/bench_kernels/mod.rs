@@ -196,7 +196,7 @@ const ROWS: [usize; 12] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 81
 const QUICK_SHAPES: [Shape; 3] = [SHAPES[0], SHAPES[2], SHAPES[4]];
 const QUICK_ROWS: [usize; 6] = [1, 16, 64, 256, 1024, 4096];
 /// What `--tune` measures: ops, rows, and beside [`SHAPES`] layers of Llama-3.1-70B (qkv), Qwen3-8B (gate and up, down) and Qwen2.5-7B.
-const TUNE_OPS: [Op; 4] = [Op::W8a8, Op::W4a16, Op::W8a16, Op::W4a8];
+const TUNE_OPS: [Op; 6] = [Op::W8a8, Op::LlmInt8, Op::W4a16, Op::W8a16, Op::W4a8, Op::W4a8Progressive];
 const TUNE_ROWS: [usize; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
 const TUNE_SHAPES: [Shape; 7] = [
     Shape { n: 10240, k: 8192 },
