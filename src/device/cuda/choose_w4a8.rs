@@ -43,8 +43,8 @@ const TILES: [Tile; 6] = [
     Tile { tokens: 16, groups: 1, resident: 3, block_us: 0.0, one_group_us: (0.0, 0.0) },
     Tile { tokens: 32, groups: 1, resident: 3, block_us: 0.0, one_group_us: (0.0, 0.0) },
     Tile { tokens: 64, groups: 1, resident: 2, block_us: 0.47, one_group_us: (0.38, 1.0) },
-    Tile { tokens: 128, groups: 2, resident: 1, block_us: 0.69, one_group_us: (0.41, 1.3) },
-    Tile { tokens: 128, groups: 3, resident: 1, block_us: 0.86, one_group_us: (0.55, 1.7) },
+    Tile { tokens: 128, groups: 2, resident: 1, block_us: 0.69, one_group_us: (0.40, 1.8) },
+    Tile { tokens: 128, groups: 3, resident: 1, block_us: 0.86, one_group_us: (0.54, 1.6) },
     Tile { tokens: 256, groups: 2, resident: 1, block_us: 0.0, one_group_us: (0.62, 2.2) },
 ];
 /// That of which sums in groups would not fit into registers.
@@ -66,17 +66,16 @@ struct Split {
 }
 
 #[rustfmt::skip]
-const SPLITS: [Split; 5] = [
+const SPLITS: [Split; 4] = [
     Split { tokens: 16, groups: 1, parts: 2, resident: 2, rings: 4 },
     Split { tokens: 32, groups: 1, parts: 2, resident: 2, rings: 3 },
     Split { tokens: 64, groups: 1, parts: 2, resident: 2, rings: 2 },
     Split { tokens: 128, groups: 1, parts: 2, resident: 1, rings: 1 },
-    Split { tokens: 128, groups: 2, parts: 1, resident: 1, rings: 1 },
 ];
 /// Blocks of a cluster that may be the best.
 const CLUSTERS: [usize; 6] = [1, 2, 3, 4, 6, 8];
-/// Of the last of [`SPLITS`]: microseconds of a block of k, and of what a tile takes beside.
-const SPLIT_US: (f64, f64) = (0.45, 3.0);
+/// Of the last of [`SPLITS`]: microseconds of a block of k, and what a tile takes beside.
+const SPLIT_US: (f64, f64) = (0.23, 3.5);
 
 /// Shared memory of a block of [`TILES`] and [`SPLITS`]: barriers before the ring; of a multiprocessor: what blocks may have, a
 /// kilobyte of each being the system's.
@@ -134,18 +133,11 @@ fn split(p: &Problem, shape: NibbleShape, m: usize) -> Option<(&'static Split, u
     if !shape.one_group || m <= 4 {
         return None;
     }
-    let last = &SPLITS[SPLITS.len() - 1];
-    let (tiles, splits) = (last.count(p, m), last.splits(p, m));
-    let fills = (sms * 9 / 10..=sms).contains(&(tiles * splits));
-    if m > last.tokens {
-        let us = p.k.div_ceil(COLUMNS).div_ceil(splits) as f64 * SPLIT_US.0 + SPLIT_US.1;
-        return (tiles * splits <= sms && us < best_tile(p, shape, m).cost(p, shape, m)).then_some((last, splits));
-    }
-    if m > NARROW_ROWS && fills {
-        return Some((last, splits));
-    }
-    let split = SPLITS.iter().find(|split| m <= split.tokens)?;
-    (split.count(p, m) <= split.resident * sms).then(|| (split, split.splits(p, m)))
+    let split = SPLITS.iter().find(|split| m <= split.tokens).unwrap_or(&SPLITS[SPLITS.len() - 1]);
+    let splits = split.splits(p, m);
+    let us = p.k.div_ceil(COLUMNS).div_ceil(splits) as f64 * SPLIT_US.0 + SPLIT_US.1;
+    let is_fast = m <= split.tokens || us < best_tile(p, shape, m).cost(p, shape, m);
+    (is_fast && split.count(p, m) <= split.resident * sms).then_some((split, splits))
 }
 
 /// The tile for few rows, where one of [`TILES`] is not faster.
@@ -340,11 +332,13 @@ impl Split {
         p.n.div_ceil(self.groups * ROWS) * m.div_ceil(self.tokens)
     }
 
-    /// Parts of k: two that share a multiprocessor, and more while each has one of its own.
+    /// Parts of k: two where a multiprocessor has room for more or both of all tiles fill the GPU, and more while each has one
+    /// of its own.
     fn splits(&self, p: &Problem, m: usize) -> usize {
         let (tiles, sms) = (self.count(p, m), p.sm_count as usize);
         let most = CLUSTERS[CLUSTERS.len() - 1].min(p.k.div_ceil(COLUMNS));
-        let mut splits = if self.resident > 1 && tiles <= sms { most.min(2) } else { 1 };
+        let shares = self.rings > 2 || self.rings == 2 && 4 * tiles > 3 * sms;
+        let mut splits = if shares && tiles <= sms { most.min(2) } else { 1 };
         while 2 * splits <= most && tiles * 2 * splits <= sms {
             splits *= 2;
         }
@@ -492,11 +486,14 @@ mod tests {
         assert_eq!(config(8192, 28672, 32), "w4 64x32 cluster 2");
         assert_eq!(config(28672, 4096, 16), "w4 64x16");
         assert_eq!(config(4096, 14336, 64), "w4 64x64 cluster 2");
+        assert_eq!(config(6144, 4096, 64), "w4 64x64 cluster 1");
         assert_eq!(config(1024, 4096, 64), "w4 64x64 cluster 8");
         assert_eq!(config(4096, 14336, 128), "w4 64x128 cluster 2");
-        assert_eq!(config(8192, 28672, 128), "w4 128x128 cluster 2");
-        assert_eq!(config(4096, 14336, 256), "w4 128x128 cluster 2");
+        assert_eq!(config(8192, 28672, 128), "w4 64x128 cluster 1");
+        assert_eq!(config(4096, 14336, 256), "w4 64x128 cluster 1");
         assert_eq!(config(28672, 4096, 128), "w4 128x128");
+        // Measured: 39.5, 43.8 with 128 x 128 and 44.9 with 128 x 256; 23.2 and 30.0.
+        assert_eq!(config(6144, 4096, 1024), "w4 192x128");
         assert_eq!(config(4096, 4096, 1024), "w4 128x256");
         assert_eq!(config(8192, 8192, 4096), "w4 128x256");
     }
