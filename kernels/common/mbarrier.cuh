@@ -115,6 +115,28 @@ __device__ __forceinline__ int4 load_cluster_shared16(uint32_t address, uint32_t
   return v;
 }
 
+// Adds eight words in a row of the shared memory of each of the first `blocks` blocks, at most 8; four blocks are asked at a time.
+__device__ __forceinline__ void add_cluster8(uint32_t address, uint32_t blocks, int32_t (&sums)[8]) {
+#pragma unroll
+  for (uint32_t first = 0; first < 8; first += 4) {
+    if (first >= blocks) break;
+    int4 parts[4][2];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      if (first + i >= blocks) break;
+      parts[i][0] = load_cluster_shared16(address, first + i);
+      parts[i][1] = load_cluster_shared16(address + 16, first + i);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      if (first + i >= blocks) break;
+      const int4 a = parts[i][0], b = parts[i][1];
+      sums[0] += a.x, sums[1] += a.y, sums[2] += a.z, sums[3] += a.w;
+      sums[4] += b.x, sums[5] += b.y, sums[6] += b.z, sums[7] += b.w;
+    }
+  }
+}
+
 __device__ __forceinline__ void store_cluster_shared16(uint32_t address, uint32_t rank, float4 v) {
   asm volatile(
       "{\n"

@@ -10,6 +10,7 @@
 
 #define GEMM_W2A8_SM90_FEW(...) GEMM_SM90_FEW(gemm_w2a8_sm90, Signed2, __VA_ARGS__)
 #define GEMM_W2A8_SM90(...) GEMM_SM90_TILE(gemm_w2a8_sm90, Signed2, int8_t, __VA_ARGS__)
+#define GEMM_W2A8_SM90_SPLIT(...) GEMM_SM90_SPLIT(gemm_w2a8_sm90, Signed2, __VA_ARGS__)
 // uint8 x, in fewer configurations.
 #define GEMM_W2A8_SM90_U8(...) GEMM_SM90_TILE(gemm_w2a8_u8_sm90, Signed2, uint8_t, __VA_ARGS__)
 
@@ -23,5 +24,10 @@ GEMM_W2A8_SM90(32, 1, 3)
 GEMM_W2A8_SM90(64, 1, 2)
 GEMM_W2A8_SM90(128, 2, 1)
 GEMM_W2A8_SM90(128, 3, 1)
+GEMM_W2A8_SM90(256, 2, 1)
+GEMM_W2A8_SM90_SPLIT(16, 1, 2, 2)
+GEMM_W2A8_SM90_SPLIT(32, 1, 2, 2)
+GEMM_W2A8_SM90_SPLIT(64, 1, 2, 2)
+GEMM_W2A8_SM90_SPLIT(128, 1, 2, 1)
 GEMM_W2A8_SM90_U8(64, 1, 2)
 GEMM_W2A8_SM90_U8(128, 3, 1)

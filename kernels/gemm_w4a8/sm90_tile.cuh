@@ -11,9 +11,9 @@
 #pragma once
 
 #include "gemm_w4a8/epilogue_sm90.cuh"
-#include "gemm_w4a8/sm90_block.cuh"
+#include "gemm_w4a8/sm90_products.cuh"
 
-// Codes: Signed4; or Signed2 and Factored4, of rows that are one group. X: int8_t or uint8_t.
+// Codes: Signed4; or Signed4Row, Signed2 and Factored4, of rows that are one group. X: int8_t or uint8_t.
 template <class Codes, typename X, int TOKENS, int GROUPS>
 struct GemmW4A8Tile {
   static constexpr bool LARGE = TOKENS >= 128;
@@ -84,22 +84,14 @@ struct GemmW4A8Tile {
   static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
                                                     const uint8_t* shared, float (&acc)[TOKENS / 2]) {
 #pragma unroll
-    for (int i = 0; !Codes::ONE_GROUP && i < TOKENS / 2; ++i) acc[i] = 0.0f;
+    for (int i = 0; i < TOKENS / 2; ++i) acc[i] = 0.0f;
     int32_t sums[TOKENS / 2];
     for (uint32_t begin = 0; begin < args.k_blocks;) {
-      const uint32_t end = Codes::ONE_GROUP ? args.k_blocks : PARTS == 1 ? min(begin + args.group_blocks, args.k_blocks) : begin + 1;
+      const uint32_t end = PARTS == 1 ? min(begin + args.group_blocks, args.k_blocks) : begin + 1;
       float2 scale = make_float2(SUM_UNIT<Codes>, SUM_UNIT<Codes>);  // where there is one group
       int2 w_sums = make_int2(0, 0);
       const auto flush = [&] {
         if (ZEROS) tile.correct(sums, w_sums);
-        if (Codes::ONE_GROUP) {
-#pragma unroll
-          for (int i = 0; i < TOKENS / 2; ++i) {
-            const bool exact = args.y.mode == LOWBIT_OUT_FIXED;
-            acc[i] = exact ? __int_as_float(sums[i] >> Codes::SUM_SHIFT) : __fmul_rn(__int2float_rn(sums[i]), SUM_UNIT<Codes>);
-          }
-          return;
-        }
         if (PARTS == 1 && args.y.mode == LOWBIT_OUT_FIXED) {
 #pragma unroll
           for (int i = 0; i < TOKENS / 2; ++i) acc[i] = __int_as_float(sums[i] >> Codes::SUM_SHIFT);
@@ -117,7 +109,7 @@ struct GemmW4A8Tile {
         const uint64_t x = matrix_descriptor(ring.base + ring.offset());
 #pragma unroll 1
         for (uint32_t part = 0; part < PARTS; ++part) {
-          if (!Codes::ONE_GROUP && args.w_scales == nullptr) scale = block.scale(part);
+          if (args.w_scales == nullptr) scale = block.scale(part);
           if (PARTS != 1) w_sums = make_int2(0, 0);
           multiply<4 / PARTS, ZEROS>(block, x, part * 4 / PARTS, PARTS == 1 && k_block != begin, sums, w_sums);
           if (part == PARTS - 1 && threadIdx.x % 32 == 0) barrier_arrive(ring.empty());
@@ -128,11 +120,26 @@ struct GemmW4A8Tile {
       begin = end;
     }
   }
+  // The same where rows are one group.
+  template <bool ZEROS>
+  static __device__ __forceinline__ void accumulate_one_group(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
+                                                              const uint8_t* shared, float (&acc)[TOKENS / 2]) {
+    // The first product ignores them, but the compiler takes what it has not seen written for alive since the tile before.
+    int32_t sums[TOKENS / 2] = {};
+    int2 w_sums = make_int2(0, 0);
+    multiply_stages<Codes, X, TOKENS, 1>(args, ring, shared, threadIdx.x / 128, 0, 1, args.k_blocks, ZEROS, sums, w_sums);
+    if (ZEROS) tile.correct(sums, w_sums);
+    const bool exact = args.y.mode == LOWBIT_OUT_FIXED;
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; ++i) {
+      acc[i] = exact ? __int_as_float(sums[i] >> Codes::SUM_SHIFT) : __fmul_rn(__int2float_rn(sums[i]), SUM_UNIT<Codes>);
+    }
+  }
   template <bool ZEROS>
   static __device__ __forceinline__ void accumulate(const GemmW4A8Sm90Args& args, const Tile& tile, BlockRing& ring,
                                                     const uint8_t* shared, float (&acc)[TOKENS / 2]) {
     if constexpr (Codes::ONE_GROUP) {
-      accumulate<1, ZEROS>(args, tile, ring, shared, acc);
+      accumulate_one_group<ZEROS>(args, tile, ring, shared, acc);
     } else {
       switch (args.parts) {
         case 1: return accumulate<1, ZEROS>(args, tile, ring, shared, acc);

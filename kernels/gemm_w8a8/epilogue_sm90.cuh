@@ -23,23 +23,6 @@ struct Columns8 {
   }
 };
 
-// Columns `col` to `col + 7` of a row inside y, without an epilogue.
-__device__ __forceinline__ void store_plain8(const LinearWriter& writer, const LinearOut& out, uint32_t row,
-                                             uint32_t col, const float (&y)[8]) {
-  const bool is_16bit = out.mode == LOWBIT_OUT_F16 || out.mode == LOWBIT_OUT_BF16;
-  if (is_16bit && out.bias == nullptr && col + 8 <= out.n && writer.takes_16_bytes()) {
-    const size_t at = static_cast<size_t>(row) * out.stride + col;
-    if (out.mode == LOWBIT_OUT_F16) {
-      store8(static_cast<f16*>(out.out) + at, y);
-    } else {
-      store8(static_cast<bf16*>(out.out) + at, y);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; i += 2) writer.store2(row, col + i, y[i], y[i + 1]);
-}
-
 // What the epilogue knows of the columns of a tile, in shared memory: asked for before the products, so that it is there
 // when they end.
 template <int N>

@@ -150,24 +150,7 @@ struct GemmW8A8Few {
       const float x_scale = args.x_scales[row];
       const int32_t x_zero = zero_of_row(args, row);
       int32_t sums[8] = {};
-#pragma unroll
-      for (uint32_t first = 0; first < 8; first += 4) {
-        if (first >= splits) break;
-        int4 parts[4][2];
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) {
-          if (first + i >= splits) break;
-          parts[i][0] = load_cluster_shared16(address, first + i);
-          parts[i][1] = load_cluster_shared16(address + 16, first + i);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) {
-          if (first + i >= splits) break;
-          const int4 a = parts[i][0], b = parts[i][1];
-          sums[0] += a.x, sums[1] += a.y, sums[2] += a.z, sums[3] += a.w;
-          sums[4] += b.x, sums[5] += b.y, sums[6] += b.z, sums[7] += b.w;
-        }
-      }
+      add_cluster8(address, splits, sums);
       float y[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) y[i] = columns.scaled(i, sums[i], x_zero, x_scale);

@@ -43,7 +43,7 @@ pub(super) fn candidates(p: &Problem, m: usize) -> Vec<Config> {
         _ if family(p).is_none() => Vec::new(),
         Layout::Blocks8 => choose_sm90::candidates(p, m),
         Layout::Blocks16(shape) => choose_w4a16::candidates(p, shape, m),
-        Layout::Blocks4(_) => choose_w4a8::candidates(p, m),
+        Layout::Blocks4(shape) => choose_w4a8::candidates(p, shape, m),
         Layout::Fragments16Bit { .. } | Layout::FragmentsCodebook => choose_sm80::candidates(p, m),
         _ => choose::candidates(p),
     }

@@ -1,0 +1,147 @@
+// W4A8 and W2A8 of rows that are one group on sm_90a, where tiles are few: tiles of 64 GROUPS rows of w by TOKENS rows of x, k split
+// over a cluster.
+//
+// Blocks:   a cluster of `splits` for each tile, each block with its own part of k. They exchange their exact sums through
+//           distributed shared memory, each adding up those of some tokens.
+// Threads:  GROUPS * PARTS warpgroups of 64 x TOKENS sums each, of which PARTS take stages of the same rows in turn: one alone is
+//           slower than its weights come. Then two warps of which a lane each feeds the copy engine, with w and with x.
+// Shared:   a ring of stages of 128 columns, a multiple of PARTS so that a stage is always the same warpgroup's: the parity of a
+//           barrier tells one round from the next only. In the end sums take its place.
+// Numerics: sums are exact in int32, in any order.
+// Overlap:  weights of the first stages are asked for while the kernel that makes x still runs.
+#pragma once
+
+#include "gemm_w4a8/epilogue_sm90.cuh"
+#include "gemm_w4a8/sm90_products.cuh"
+
+// Codes: Signed4Row, Signed2 or Factored4.
+template <class Codes, int TOKENS, int GROUPS, int PARTS>
+struct GemmW4A8Split {
+  static constexpr uint32_t CONSUMERS = 128 * GROUPS * PARTS, THREADS = CONSUMERS + 64;
+  static constexpr uint32_t ROWS = 64 * GROUPS, X_BYTES = TOKENS * 128;
+  static constexpr uint32_t STRIDE = ROWS + 4;        // words between tokens of the sums: no bank conflicts
+  static constexpr uint32_t WORDS = TOKENS * STRIDE;  // of the sums of each of PARTS
+  static constexpr uint32_t EIGHTS = ROWS / 8;        // of a token, a thread each
+  static constexpr int UNIT = TOKENS < 128 ? 2 : 1;
+
+  // What this block of the cluster has: blocks of k of a tile of w.
+  struct Part {
+    uint32_t splits, rank, tile, begin, end;
+    __device__ __forceinline__ explicit Part(uint32_t k_blocks)
+        : splits(cluster_size()),
+          rank(cluster_rank()),
+          tile(blockIdx.x / splits),
+          begin(k_blocks * rank / splits),
+          end(k_blocks * (rank + 1) / splits) {}
+  };
+
+  static __device__ __forceinline__ void produce_w(const GemmW4A8Sm90Args& args, const Part& part, BlockRing ring) {
+    const uint32_t row_block = part.tile * GROUPS, blocks = min(static_cast<uint32_t>(GROUPS), args.row_blocks - row_block);
+    const size_t row_bytes = static_cast<size_t>(args.k_blocks) * args.block_bytes;
+    const uint8_t* w = args.w + row_block * row_bytes + static_cast<size_t>(part.begin) * args.block_bytes;
+    for (uint32_t k_block = part.begin; k_block < part.end; ++k_block, ring.advance(), w += args.block_bytes) {
+      barrier_wait(ring.empty(), ring.parity ^ 1);
+      barrier_expect(ring.full(), blocks * args.block_bytes);
+      for (uint32_t i = 0; i < blocks; ++i) {
+        copy_bulk(ring.base + ring.offset() + X_BYTES + i * args.block_bytes, w + i * row_bytes, args.block_bytes, ring.full(),
+                  L2_EVICT_FIRST);
+      }
+    }
+  }
+  static __device__ __forceinline__ void produce_x(const GemmW4A8Sm90Args& args, const Part& part, BlockRing ring) {
+    prefetch_map(args.x);
+    wait_for_dependencies();
+    for (uint32_t k_block = part.begin; k_block < part.end; ++k_block, ring.advance()) {
+      barrier_wait(ring.empty(), ring.parity ^ 1);
+      barrier_expect(ring.full(), X_BYTES);
+      copy_box(ring.base + ring.offset(), args.x, k_block * 128, blockIdx.y * TOKENS, ring.full(), L2_EVICT_LAST);
+    }
+  }
+
+  // Leaves the sums of this block in place of the ring.
+  static __device__ __forceinline__ void consume(const GemmW4A8Sm90Args& args, const Part& part, BlockRing ring, uint8_t* shared) {
+    const uint32_t group = threadIdx.x / 128 / PARTS, turn = threadIdx.x / 128 % PARTS, stages = part.end - part.begin;
+    const bool zeros = has_zeros(args);
+    int32_t sums[TOKENS / 2];
+    int2 w_sums = make_int2(0, 0);
+    if (args.x_unsigned) {
+      multiply_stages<Codes, uint8_t, TOKENS, UNIT>(args, ring, shared, group, turn, PARTS, stages, zeros, sums, w_sums);
+    } else {
+      multiply_stages<Codes, int8_t, TOKENS, UNIT>(args, ring, shared, group, turn, PARTS, stages, zeros, sums, w_sums);
+    }
+    wait_for_dependencies();  // for scales and zero points of x
+    const bool any = turn < stages;
+    named_barrier(1, CONSUMERS);  // all have read the ring
+    const uint32_t row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4, first = threadIdx.x % 4 * 2;
+    int32_t* out = reinterpret_cast<int32_t*>(shared + BlockRing::HEAD_BYTES) + turn * WORDS;
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t token = 8 * j + first + i, x_row = blockIdx.y * TOKENS + token;
+        const int32_t zero = zeros && x_row < args.y.m ? zero_of_row(args, x_row) : 0;
+        out[token * STRIDE + row] = any ? sums[4 * j + i] - zero * w_sums.x >> Codes::SUM_SHIFT : 0;
+        out[token * STRIDE + row + 8] = any ? sums[4 * j + i + 2] - zero * w_sums.y >> Codes::SUM_SHIFT : 0;
+      }
+    }
+  }
+
+  // Adds what the blocks of the cluster have of this block's tokens of the tile, and writes it out.
+  static __device__ __forceinline__ void reduce(const GemmW4A8Sm90Args& args, const Part& part, uint8_t* shared) {
+    const LinearWriter writer(args.y);
+    const bool plain = is_plain(args.y);
+    const uint32_t first_row = blockIdx.y * TOKENS, rows = min(static_cast<uint32_t>(TOKENS), args.y.m - first_row);
+    const uint32_t begin = rows * part.rank / part.splits, end = rows * (part.rank + 1) / part.splits;
+    const uint32_t eighth = threadIdx.x % EIGHTS * 8, col = part.tile * ROWS + eighth;
+    float w_scales[8] = {};
+    if (col < args.y.n) load8(args.w_scales + col, w_scales);
+    for (uint32_t token = begin + threadIdx.x / EIGHTS; token < end && col < args.y.n; token += CONSUMERS / EIGHTS) {
+      const uint32_t place = BlockRing::HEAD_BYTES + (token * STRIDE + eighth) * 4;
+      const float x_scale = args.x_scales[first_row + token];
+      int32_t sums[8] = {};
+#pragma unroll
+      for (uint32_t i = 0; i < PARTS; ++i) add_cluster8(shared_address(shared) + place + i * WORDS * 4, part.splits, sums);
+      float y[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) y[i] = dequantize_w8a8(sums[i], 0, x_scale, w_scales[i]);
+      if (plain) {
+        store_plain8(writer, args.y, first_row + token, col, y);
+        continue;
+      }
+      // Back to where the sums were: of these tokens no other block reads this block's.
+      float* to = reinterpret_cast<float*>(shared + place);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) to[i] = args.y.mode == LOWBIT_OUT_FIXED ? __int_as_float(sums[i]) : y[i];
+    }
+    if (plain) return;
+    named_barrier(1, CONSUMERS);
+    const auto row_of = [&](uint32_t token) { return token >= begin && token < end ? first_row + token : args.y.m; };
+    finish_tile<CONSUMERS, TOKENS, ROWS>(FusedWriter(args.y, args.x_scales), args.y,
+                                         reinterpret_cast<const float*>(shared + BlockRing::HEAD_BYTES), STRIDE, threadIdx.x,
+                                         part.tile * ROWS, row_of);
+  }
+
+  static __device__ __forceinline__ void run(const GemmW4A8Sm90Args& args) {
+    extern __shared__ __align__(1024) uint8_t shared[];
+    const BlockRing ring(args, shared_address(shared));
+    const Part part(args.k_blocks);
+    if (threadIdx.x == CONSUMERS) ring.init(2, 4 * GROUPS);
+    __syncthreads();
+    launch_dependents();
+    const bool consumer = threadIdx.x < CONSUMERS;
+    if (consumer) {
+      consume(args, part, ring, shared);
+    } else if (elect_lane()) {
+      if (threadIdx.x / 32 == CONSUMERS / 32) {
+        produce_w(args, part, ring);
+      } else {
+        produce_x(args, part, ring);
+      }
+    }
+    __syncwarp();
+    cluster_sync();
+    if (consumer) reduce(args, part, shared);
+    __syncwarp();
+    cluster_sync();  // no block leaves while another reads its sums
+  }
+};
