@@ -68,7 +68,9 @@ fn cuda_int8_is_exact() {
         let (factored, _) = super::factored::weight(520, 1168, 128, true, int8.activation);
         let factored = LinearWeight { weight: Weight::Quant(factored), ..weight(int8) };
         let llm_int8 = weight(WeightCase { activation: ActQuant::LlmInt8 { threshold: 6.0 }, ..int8 });
-        for weight in [weight(int8), llm_int8, weight(WeightCase { bits: 4, group_size: 128, ..int8 }), factored] {
+        let w4a8 = [weight(WeightCase { bits: 4, group_size: 128, ..int8 }), weight(WeightCase { bits: 4, ..int8 })];
+        let w2a8 = weight(WeightCase { bits: 2, ..int8 });
+        for weight in [weight(int8), llm_int8, factored, w2a8].into_iter().chain(w4a8) {
             let w = cpu.pack(weight.clone()).expect("pack");
             let expected = std::cell::OnceCell::new();
             each(&device, &weight, |what, m, x, got| {
