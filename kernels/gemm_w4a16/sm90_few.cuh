@@ -120,8 +120,7 @@ struct GemmW4A16Few {
       for (int r = 0; r < SHARE; ++r) {
         parameters[r] = WeightBlock<T, BITS>(w + r * args.block_bytes).group(args, FLUSH == 4 ? 0 : first * args.groups / 4);
       }
-      constexpr int CHAINS = SHARE * EIGHTS == 1 ? 2 : 1;  // products that do not wait for each other
-      Sums sums[CHAINS] = {};
+      Sums sums = {};
 #pragma unroll
       for (int j = first; j < first + FLUSH; ++j) {
         uint32_t b[EIGHTS][4];
@@ -135,16 +134,12 @@ struct GemmW4A16Few {
           fragments.template make<1>(codes[r][j], a[1]);
 #pragma unroll
           for (int i = 0; i < EIGHTS; ++i) {
-            mma_16bit<T>(sums[0][r][i], a[0], b[i][0], b[i][1]);
-            mma_16bit<T>(sums[CHAINS - 1][r][i], a[1], b[i][2], b[i][3]);
+            mma_16bit<T>(sums[r][i], a[0], b[i][0], b[i][1]);
+            mma_16bit<T>(sums[r][i], a[1], b[i][2], b[i][3]);
           }
         }
       }
-      if constexpr (CHAINS == 2) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[0][0][0][j] += sums[1][0][0][j];
-      }
-      add_scaled(args, acc, sums[0], parameters);
+      add_scaled(args, acc, sums, parameters);
     }
   }
 
@@ -161,21 +156,28 @@ struct GemmW4A16Few {
     for (int first = 0; first < 4; first += FLUSH) {
       const GroupParameters parameters[1] = {block.group(args, FLUSH == 4 ? 0 : first * args.groups / 4)};
       const Fragments<T, BITS> fragments(parameters[0]);
-      uint32_t a[2 * FLUSH][4];
-#pragma unroll
-      for (int i = 0; i < FLUSH; ++i) {
-        fragments.template make<0>(codes[first + i], a[2 * i]);
-        fragments.template make<1>(codes[first + i], a[2 * i + 1]);
-      }
+      // Columns that are started together. Of many tokens the operands of the next are made beside the products of these.
+      constexpr int UNIT = TOKENS > 32 ? 1 : FLUSH;
+      uint32_t a[2 * UNIT][2][4];
       Sums sums;
-      products_fence();
 #pragma unroll
-      for (int i = 0; i < 2 * FLUSH; ++i) {
-        const int step = 2 * first + i;
-        Product16Bit<T, TOKENS>::run(reinterpret_cast<float(&)[TOKENS / 2]>(sums), a[i], (step < 4 ? x : x64) + step % 4 * 2,
-                                     i != 0);
+      for (int i = 0; i < FLUSH; i += UNIT) {
+        uint32_t(&now)[UNIT][2][4] = *reinterpret_cast<uint32_t(*)[UNIT][2][4]>(&a[i / UNIT % 2 * UNIT]);
+#pragma unroll
+        for (int j = 0; j < UNIT; ++j) {
+          fragments.template make<0>(codes[first + i + j], now[j][0]);
+          fragments.template make<1>(codes[first + i + j], now[j][1]);
+        }
+        products_fence();
+#pragma unroll
+        for (int j = 0; j < 2 * UNIT; ++j) {
+          const int step = 2 * (first + i) + j;
+          Product16Bit<T, TOKENS>::run(reinterpret_cast<float(&)[TOKENS / 2]>(sums), now[j / 2][j % 2],
+                                       (step < 4 ? x : x64) + step % 4 * 2, i + j != 0);
+        }
+        products_commit();
+        if (i + UNIT < FLUSH) products_wait<1>();
       }
-      products_commit();
       products_wait<0>();
       add_scaled(args, acc, sums, parameters);
     }
