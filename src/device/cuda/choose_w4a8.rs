@@ -1,8 +1,9 @@
 //! Configurations of gemm_w4a8/sm90 and gemm_w2a8/sm90, and which of them runs a shape (docs/kernels-linear.md has what was measured).
 
 use super::Grid;
-use super::candidates::{Config, is_plausible};
+use super::candidates::Config;
 use super::choose::{Launch, Problem};
+use super::choose_w4a8_split;
 use super::pack_blocks::{COLUMNS, ROWS};
 use super::pack_w4a8::NibbleShape;
 
@@ -54,35 +55,12 @@ const TILES_U8: [usize; 2] = [2, 4];
 /// Most rows of the tiles of one warpgroup.
 const NARROW_ROWS: usize = 64;
 
-/// Tile of 64 * `groups` rows of w by `tokens` of x, k split over a cluster, and over `parts` warpgroups of a block: where rows
-/// are one group.
-struct Split {
-    tokens: usize,
-    groups: usize,
-    parts: usize,
-    /// Most blocks that share a multiprocessor, whose memory has room for so many rings where it has more than one block.
-    resident: usize,
-    rings: usize,
-}
-
-#[rustfmt::skip]
-const SPLITS: [Split; 4] = [
-    Split { tokens: 16, groups: 1, parts: 2, resident: 2, rings: 4 },
-    Split { tokens: 32, groups: 1, parts: 2, resident: 2, rings: 3 },
-    Split { tokens: 64, groups: 1, parts: 2, resident: 2, rings: 2 },
-    Split { tokens: 128, groups: 1, parts: 2, resident: 1, rings: 1 },
-];
-/// Blocks of a cluster that may be the best.
-const CLUSTERS: [usize; 6] = [1, 2, 3, 4, 6, 8];
-/// Of the last of [`SPLITS`]: microseconds of a block of k, and what a tile takes beside.
-const SPLIT_US: (f64, f64) = (0.23, 3.5);
-
-/// Shared memory of a block of [`TILES`] and [`SPLITS`]: barriers before the ring; of a multiprocessor: what blocks may have, a
+/// Shared memory of a block of [`TILES`] and of those that split k: barriers before the ring; of a multiprocessor: what blocks may have, a
 /// kilobyte of each being the system's.
-const HEAD_BYTES: usize = 1024;
-const SHARED_BYTES: usize = 228 << 10;
+pub(super) const HEAD_BYTES: usize = 1024;
+pub(super) const SHARED_BYTES: usize = 228 << 10;
 /// Most stages of a ring.
-const MOST_STAGES: usize = HEAD_BYTES / 16;
+pub(super) const MOST_STAGES: usize = HEAD_BYTES / 16;
 
 /// What a block's shared memory has in stages: of [`TILES`] x and w of 128 columns; of [`FEW`] one, all of x, or two, of a
 /// round in turn, and `stage_bytes` is the distance of rows of x.
@@ -92,7 +70,7 @@ pub(super) struct Ring {
     pub(super) stage_bytes: usize,
 }
 
-fn module(shape: NibbleShape) -> &'static str {
+pub(super) fn module(shape: NibbleShape) -> &'static str {
     match shape {
         NibbleShape { factors: true, .. } => "gemm_w4a8_factored/sm90",
         NibbleShape { bits: 2, .. } => "gemm_w2a8/sm90",
@@ -101,14 +79,14 @@ fn module(shape: NibbleShape) -> &'static str {
 }
 
 /// What names of a module's kernels begin with, of uint8 activations where `x` says so.
-fn prefix(shape: NibbleShape, x: &str) -> String {
+pub(super) fn prefix(shape: NibbleShape, x: &str) -> String {
     format!("gemm_w{}a8{}{x}_sm90", shape.bits, if shape.factors { "_factored" } else { "" })
 }
 
 /// The launch of W4A8 for `m` rows, `m` at least 1.
 pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize) -> Launch {
-    if let Some((split, splits)) = split(p, shape, m) {
-        return split.launch(p, shape, m, splits);
+    if let Some(launch) = choose_w4a8_split::w4a8(p, shape, m, best_tile(p, shape, m).cost(p, shape, m)) {
+        return launch;
     }
     if let Some(few) = few(p, shape, m) {
         return few.launch(p, shape, m);
@@ -127,19 +105,6 @@ fn best_tile(p: &Problem, shape: NibbleShape, m: usize) -> &'static Tile {
     many.min_by(|a, b| a.cost(p, shape, m).total_cmp(&b.cost(p, shape, m))).expect("a family has tiles")
 }
 
-/// The tile and the parts of k where rows are one group and tiles do not fill the GPU.
-fn split(p: &Problem, shape: NibbleShape, m: usize) -> Option<(&'static Split, usize)> {
-    let sms = p.sm_count as usize;
-    if !shape.one_group || m <= 4 {
-        return None;
-    }
-    let split = SPLITS.iter().find(|split| m <= split.tokens).unwrap_or(&SPLITS[SPLITS.len() - 1]);
-    let splits = split.splits(p, m);
-    let us = p.k.div_ceil(COLUMNS).div_ceil(splits) as f64 * SPLIT_US.0 + SPLIT_US.1;
-    let is_fast = m <= split.tokens || us < best_tile(p, shape, m).cost(p, shape, m);
-    (is_fast && split.count(p, m) <= split.resident * sms).then_some((split, splits))
-}
-
 /// The tile for few rows, where one of [`TILES`] is not faster.
 fn few(p: &Problem, shape: NibbleShape, m: usize) -> Option<&'static Few> {
     // Sixteen rows of w for each of two blocks a multiprocessor, and three of 64 rows.
@@ -156,25 +121,22 @@ fn few(p: &Problem, shape: NibbleShape, m: usize) -> Option<&'static Few> {
     }
 }
 
-/// Configurations among which the fastest for `m` rows should be: of [`FEW`], then of [`TILES`], or with splits of [`SPLITS`].
+/// Configurations among which the fastest for `m` rows should be: of [`FEW`], then of [`TILES`]; with splits those of
+/// [`choose_w4a8_split`].
 pub(super) fn candidates(p: &Problem, shape: NibbleShape, m: usize) -> Vec<Config> {
     let covers = |tokens: usize| (m..=16 * m.max(2)).contains(&(2 * tokens)) || tokens >= NARROW_ROWS;
     let few = (0..FEW.len()).filter(|&i| covers(FEW[i].tokens));
     let has = |i: &usize| TILES[*i].has(shape) && (!p.x_u8 || TILES_U8.contains(i));
     let tiles = (0..TILES.len()).filter(|i| covers(TILES[*i].tokens) && has(i));
     let mut all: Vec<Config> = few.chain(tiles.map(|i| FEW.len() + i)).map(|tile| Config { tile, splits: 0 }).collect();
-    for (tile, split) in SPLITS.iter().enumerate().filter(|_| shape.one_group) {
-        let (size, blocks) = ([split.groups * ROWS, split.tokens], p.k.div_ceil(COLUMNS));
-        let splits = CLUSTERS.into_iter().filter(|&s| is_plausible(p, m, size, blocks, s));
-        all.extend(splits.map(|splits| Config { tile, splits }));
-    }
+    all.extend(choose_w4a8_split::candidates(p, shape, m));
     all
 }
 
 /// The launch of one of [`candidates`].
 pub(super) fn with_config(p: &Problem, shape: NibbleShape, config: Config, m: usize) -> Launch {
     match config.tile.checked_sub(FEW.len()) {
-        _ if config.splits != 0 => SPLITS[config.tile].launch(p, shape, m, config.splits),
+        _ if config.splits != 0 => choose_w4a8_split::with_config(p, shape, config, m),
         None => FEW[config.tile].launch(p, shape, m),
         Some(tile) => TILES[tile].launch(p, shape, m),
     }
@@ -191,9 +153,8 @@ pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
             few.whole(shape, k)
         };
     }
-    if let Some(split) = SPLITS.iter().find(|split| split.function(shape) == launch.function) {
-        let stage_bytes = stage_bytes(split.tokens, split.groups, shape);
-        return Ring { stages: (shared_bytes - HEAD_BYTES) / stage_bytes, stage_bytes };
+    if let Some(ring) = choose_w4a8_split::ring(launch, shape) {
+        return ring;
     }
     let is_of =
         |tile: &&Tile| (tile.tokens, tile.threads()) == (launch.box_rows as usize, launch.grid.threads as usize);
@@ -203,7 +164,7 @@ pub(super) fn ring(launch: &Launch, shape: NibbleShape, k: usize) -> Ring {
 }
 
 /// Of a ring: 128 columns of x, and a block for each of `groups`.
-fn stage_bytes(tokens: usize, groups: usize, shape: NibbleShape) -> usize {
+pub(super) fn stage_bytes(tokens: usize, groups: usize, shape: NibbleShape) -> usize {
     (tokens * COLUMNS + groups * shape.bytes()).next_multiple_of(1024)
 }
 
@@ -323,56 +284,6 @@ impl Tile {
     }
 }
 
-impl Split {
-    fn function(&self, shape: NibbleShape) -> String {
-        format!("{}_split_{}x{}x{}", prefix(shape, ""), self.tokens, self.groups, self.parts)
-    }
-
-    fn count(&self, p: &Problem, m: usize) -> usize {
-        p.n.div_ceil(self.groups * ROWS) * m.div_ceil(self.tokens)
-    }
-
-    /// Parts of k: two where a multiprocessor has room for more or both of all tiles fill the GPU, and more while each has one
-    /// of its own.
-    fn splits(&self, p: &Problem, m: usize) -> usize {
-        let (tiles, sms) = (self.count(p, m), p.sm_count as usize);
-        let most = CLUSTERS[CLUSTERS.len() - 1].min(p.k.div_ceil(COLUMNS));
-        let shares = self.rings > 2 || self.rings == 2 && 4 * tiles > 3 * sms;
-        let mut splits = if shares && tiles <= sms { most.min(2) } else { 1 };
-        while 2 * splits <= most && tiles * 2 * splits <= sms {
-            splits *= 2;
-        }
-        splits
-    }
-
-    fn launch(&self, p: &Problem, shape: NibbleShape, m: usize, splits: usize) -> Launch {
-        let Split { tokens, groups, parts, rings, .. } = *self;
-        let rings = if self.count(p, m) * splits <= p.sm_count as usize { 1 } else { rings };
-        let stage_bytes = stage_bytes(tokens, groups, shape);
-        // Of a block's part of k as many stages as there is room for, a multiple of `parts`. In the end sums are there, of each
-        // token the rows and four words more.
-        let most = (SHARED_BYTES / rings - 1024 - HEAD_BYTES) / stage_bytes;
-        let fewest = (parts * tokens * (groups * ROWS + 4) * 4).div_ceil(stage_bytes).max(2);
-        let stages = p.k.div_ceil(COLUMNS).div_ceil(splits).max(fewest).next_multiple_of(parts);
-        let stages = stages.min(most.min(MOST_STAGES) / parts * parts);
-        let grid = Grid {
-            blocks: [(p.n.div_ceil(groups * ROWS) * splits) as u32, m.div_ceil(tokens) as u32, 1],
-            threads: (128 * groups * parts + 64) as u32,
-            shared_bytes: (HEAD_BYTES + stages * stage_bytes) as u32,
-            cluster: splits as u32,
-            overlaps: true,
-        };
-        Launch {
-            module: module(shape),
-            function: self.function(shape),
-            config: format!("w{} {}x{tokens} cluster {splits}", shape.bits, groups * ROWS),
-            grid,
-            box_rows: tokens as u32,
-            cut_tiles: 0,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::choose::tests::{problem, uses};
@@ -404,14 +315,6 @@ mod tests {
         assert_eq!(uses(source, "GEMM_W4A8_SM90_ROW"), table[WIDE..]);
         assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90"), table);
         assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90"), table);
-        let splits: Vec<Vec<u32>> =
-            SPLITS.iter().map(|s| [s.tokens, s.groups, s.parts, s.resident].map(|x| x as u32).to_vec()).collect();
-        assert_eq!(uses(source, "GEMM_W4A8_SM90_SPLIT"), splits);
-        assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_SPLIT"), splits);
-        assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90_SPLIT"), splits);
-        let split = include_str!("../../../kernels/gemm_w4a8/sm90_split.cuh");
-        assert!(split.contains("STRIDE = ROWS + 4;") && split.contains("WORDS = TOKENS * STRIDE;"));
-        assert!(split.contains("THREADS = CONSUMERS + 64;"));
         assert_eq!(uses(source, "GEMM_W4A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
         assert_eq!(uses(of_two_bits, "GEMM_W2A8_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
         assert_eq!(uses(of_factors, "GEMM_W4A8_FACTORED_SM90_U8"), TILES_U8.map(|i| table[i].clone()));
@@ -475,26 +378,5 @@ mod tests {
         assert_eq!(config(4096, 4096, 1024), "w4 128x128");
         assert_eq!(config(28672, 4096, 1024), "w4 192x128");
         assert_eq!(config(8192, 8192, 4096), "w4 192x128");
-    }
-
-    #[test]
-    fn rows_of_one_group_split_k_where_tiles_are_few() {
-        let shape = NibbleShape { bits: 4, one_group: true, factors: true, parts: 1, group_blocks: 32 };
-        let config = |n, k, m| w4a8(&problem(Layout::Blocks4(shape), n, k), shape, m).config;
-        assert_eq!(config(4096, 4096, 1), "w4 16x8 split 8");
-        assert_eq!(config(4096, 14336, 16), "w4 64x16 cluster 2");
-        assert_eq!(config(8192, 28672, 32), "w4 64x32 cluster 2");
-        assert_eq!(config(28672, 4096, 16), "w4 64x16");
-        assert_eq!(config(4096, 14336, 64), "w4 64x64 cluster 2");
-        assert_eq!(config(6144, 4096, 64), "w4 64x64 cluster 1");
-        assert_eq!(config(1024, 4096, 64), "w4 64x64 cluster 8");
-        assert_eq!(config(4096, 14336, 128), "w4 64x128 cluster 2");
-        assert_eq!(config(8192, 28672, 128), "w4 64x128 cluster 1");
-        assert_eq!(config(4096, 14336, 256), "w4 64x128 cluster 1");
-        assert_eq!(config(28672, 4096, 128), "w4 128x128");
-        // Measured: 39.5, 43.8 with 128 x 128 and 44.9 with 128 x 256; 23.2 and 30.0.
-        assert_eq!(config(6144, 4096, 1024), "w4 192x128");
-        assert_eq!(config(4096, 4096, 1024), "w4 128x256");
-        assert_eq!(config(8192, 8192, 4096), "w4 128x256");
     }
 }

@@ -14,6 +14,7 @@ mod choose_sm90;
 mod choose_w4a16;
 mod choose_w4a16_warps;
 mod choose_w4a8;
+mod choose_w4a8_split;
 mod embedded;
 mod graph;
 mod linear;
