@@ -29,6 +29,12 @@ __device__ constexpr uint32_t bf16_powers(int low, int high) {
 __device__ __forceinline__ uint32_t twice_low(uint32_t pair) { return __byte_perm(pair, 0, 0x1010); }
 __device__ __forceinline__ uint32_t twice_high(uint32_t pair) { return __byte_perm(pair, 0, 0x3232); }
 
+// Of a block's tile of TOKENS rows of x, those that there are.
+template <int TOKENS>
+__device__ __forceinline__ uint32_t tokens_of(const GemmW4A16Sm90Args& args) {
+  return min(static_cast<uint32_t>(TOKENS), args.y.m - blockIdx.y * TOKENS);
+}
+
 // Of one group, for the two rows a thread has of its warp's sixteen, g and g + 8 in the low and high half of a word.
 struct GroupParameters {
   uint32_t scales, low_scales, zeros;

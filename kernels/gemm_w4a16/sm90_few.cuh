@@ -14,11 +14,11 @@
 #include "common/wgmma.cuh"
 #include "gemm_w4a16/sm90_block.cuh"
 
-template <typename T, int BITS, int TOKENS, int GROUPS, int SHARE, bool WGMMA = (TOKENS >= 32)>
+template <typename T, int BITS, int TOKENS, int GROUPS, int SHARE>
 struct GemmW4A16Few {
   static constexpr int THREADS = 128 * GROUPS / SHARE;
   static constexpr int EIGHTS = TOKENS / 8;
-  static constexpr bool BY_WARPGROUP = WGMMA;
+  static constexpr bool BY_WARPGROUP = TOKENS >= 32;
   static constexpr uint32_t ROWS = 64 * GROUPS;
   static constexpr uint32_t WARPS = THREADS / 32, SIXTEENS = 4 * GROUPS;
   static constexpr uint32_t SUM_BYTES = 16 * TOKENS * 4;  // of sixteen rows
@@ -82,17 +82,12 @@ struct GemmW4A16Few {
     }
   };
 
-  // Tokens that there are of this block's tile.
-  static __device__ __forceinline__ uint32_t tokens_of(const GemmW4A16Sm90Args& args) {
-    return min(static_cast<uint32_t>(TOKENS), args.y.m - blockIdx.y * TOKENS);
-  }
-
   // x of the first stages by all threads, sixteen of them a row of a stage, as its boxes would lie: a few rows come sooner
   // this way than through the copy engine. What lies in rows that are not there never reaches an output.
   static __device__ __forceinline__ void load_x(const GemmW4A16Sm90Args& args, const Ring& ring, uint32_t begin,
                                                 uint32_t end) {
     const uint32_t chunk = threadIdx.x % 16, row = threadIdx.x / 16 % TOKENS;
-    if (row >= tokens_of(args)) return;
+    if (row >= tokens_of<TOKENS>(args)) return;
     const T* x = static_cast<const T*>(args.x_rows) + static_cast<size_t>(blockIdx.y * TOKENS + row) * args.k;
     const uint32_t to = ring.base + Ring::HEAD_BYTES + chunk / 8 * Ring::BOX_BYTES + row * 128 + ((chunk % 8 ^ row % 8) << 4);
     const uint32_t count = min(ring.stages, end - begin);
@@ -158,11 +153,11 @@ struct GemmW4A16Few {
       const Fragments<T, BITS> fragments(parameters[0]);
       // Columns that are started together. Of many tokens the operands of the next are made beside the products of these.
       constexpr int UNIT = TOKENS > 32 ? 1 : FLUSH;
-      uint32_t a[2 * UNIT][2][4];
+      uint32_t a[2][UNIT][2][4];
       Sums sums;
 #pragma unroll
       for (int i = 0; i < FLUSH; i += UNIT) {
-        uint32_t(&now)[UNIT][2][4] = *reinterpret_cast<uint32_t(*)[UNIT][2][4]>(&a[i / UNIT % 2 * UNIT]);
+        uint32_t(&now)[UNIT][2][4] = a[i / UNIT % 2];
 #pragma unroll
         for (int j = 0; j < UNIT; ++j) {
           fragments.template make<0>(codes[first + i + j], now[j][0]);
@@ -311,7 +306,7 @@ struct GemmW4A16Few {
 
     const LinearWriter writer(args.y);
     float* turn = reinterpret_cast<float*>(shared + ring.end() + threadIdx.x / 32 * TURN_BYTES);
-    const uint32_t eights = (tokens_of(args) + 7) / 8;
+    const uint32_t eights = (tokens_of<TOKENS>(args) + 7) / 8;
     if (splits == 1) {
 #pragma unroll
       for (int r = 0; r < SHARE; ++r) {

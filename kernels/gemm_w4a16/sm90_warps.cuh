@@ -105,10 +105,6 @@ struct GemmW4A16Warps {
     }
   };
 
-  static __device__ __forceinline__ uint32_t tokens_of(const GemmW4A16Sm90Args& args) {
-    return min(static_cast<uint32_t>(TOKENS), args.y.m - blockIdx.y * TOKENS);
-  }
-
   // What a warp asks for of w: its 64 rows of its part of k, then in the next tile. All lanes know, one asks.
   struct Reader {
     const GemmW4A16Sm90Args& args;
@@ -153,8 +149,7 @@ struct GemmW4A16Warps {
   };
 
   // Products of a block of k, which lies at `w` in shared memory, and two boxes of x, of which `x` is what this lane has eight
-  // rows at a time of for `ldmatrix`: of FLUSH parts of 32 columns (4
-  // where the block is in one group, else 1), then their scales.
+  // rows at a time of for `ldmatrix`: of FLUSH parts of 32 columns (4 where the block is in one group, else 1), then their scales.
   template <int FLUSH>
   static __device__ __forceinline__ void multiply(const GemmW4A16Sm90Args& args, uint32_t w, const uint32_t (&x)[EIGHTS],
                                                   uint32_t box_bytes, Sums& acc) {
@@ -207,7 +202,7 @@ struct GemmW4A16Warps {
   // the copy engine. What lies in rows that are not there never reaches an output.
   static __device__ __forceinline__ void load_x(const GemmW4A16Sm90Args& args, const Share& share, const Stages& stages,
                                                 uint32_t part, uint32_t group) {
-    const uint32_t chunk = threadIdx.x % 16, tokens = tokens_of(args), blocks = min(stages.count * PARTS, share.blocks);
+    const uint32_t chunk = threadIdx.x % 16, tokens = tokens_of<TOKENS>(args), blocks = min(stages.count * PARTS, share.blocks);
     const T* x = static_cast<const T*>(args.x_rows) + static_cast<size_t>(blockIdx.y * TOKENS) * args.k;
     for (uint32_t row = group * 2 + threadIdx.x % 32 / 16; row < tokens; row += 2 * GROUPS) {
       const uint32_t to = stages.x() + chunk / 8 * stages.box_bytes + row * 128 + ((chunk % 8 ^ row % 8) << 4);
@@ -245,7 +240,7 @@ struct GemmW4A16Warps {
   template <int FLUSH>
   static __device__ __forceinline__ void walk(const GemmW4A16Sm90Args& args, uint8_t* shared, const Share& share, Reader reader,
                                               Stages stages, uint32_t warp) {
-    const uint32_t lane = threadIdx.x % 32, tokens = tokens_of(args), blocks = share.blocks_of(reader.part);
+    const uint32_t lane = threadIdx.x % 32, tokens = tokens_of<TOKENS>(args), blocks = share.blocks_of(reader.part);
     const bool whole = stages.is_whole();
     const LinearWriter writer(args.y);
     const uint32_t sums_pitch = share.sums_pitch();
@@ -344,7 +339,7 @@ struct GemmW4A16Warps {
     if (warp == WARPS) {
       if (elect_lane()) {
         prefetch_map(args.x);
-        stages.init(SIXTEENS * ((tokens_of(args) + 7) / 8));
+        stages.init(SIXTEENS * ((tokens_of<TOKENS>(args) + 7) / 8));
       }
       __syncthreads();
       if (share.slices != 1) cluster_arrive();

@@ -57,7 +57,7 @@ const FEW_128: Cost = Cost { block_us: 0.83, tile_us: 5.0 };
 /// Splits of k that were of use: clusters of 5 and 7 leave too many multiprocessors of a processing cluster idle.
 const SPLITS: [usize; 6] = [8, 6, 4, 3, 2, 1];
 /// Stages without which a kernel's ring stands still: one is filled again only after the next has come.
-const LEAST_STAGES: usize = 2;
+pub(super) const LEAST_STAGES: usize = 2;
 /// Shared memory of a block: barriers, and a warp's place to turn its tile over.
 pub(super) const HEAD_BYTES: usize = 1024;
 pub(super) const TURN_BYTES: usize = 640;
@@ -168,7 +168,8 @@ impl Few {
             cluster: splits as u32,
             overlaps: true,
         };
-        launch(p, shape, "few", tokens, groups, format!(" split {splits}"), grid)
+        let config = format!("{}x{tokens} split {splits}", groups * ROWS);
+        launch(p, shape, &format!("few_{tokens}x{groups}"), &config, tokens, grid)
     }
 }
 
@@ -192,7 +193,7 @@ impl Many {
             cluster: 1,
             overlaps: true,
         };
-        launch(p, shape, "many", tokens, groups, String::new(), grid)
+        launch(p, shape, &format!("many_{tokens}x{groups}"), &format!("{}x{tokens}", groups * ROWS), tokens, grid)
     }
 }
 
@@ -201,20 +202,13 @@ fn stage_bytes(tokens: usize, groups: usize, shape: BlockShape) -> usize {
     (tokens * COLUMNS * 2 + groups * shape.bytes()).next_multiple_of(1024)
 }
 
-fn launch(
-    p: &Problem,
-    shape: BlockShape,
-    family: &str,
-    tokens: usize,
-    groups: usize,
-    splits: String,
-    grid: Grid,
-) -> Launch {
+/// The launch of `kernel`, as the module's names go on after the op, whose tile has `tokens` rows of x; `config` as reports name it.
+pub(super) fn launch(p: &Problem, shape: BlockShape, kernel: &str, config: &str, tokens: usize, grid: Grid) -> Launch {
     let bits = shape.bits;
     Launch {
         module: "gemm_w4a16/sm90",
-        function: format!("gemm_w{bits}a16_{family}_{tokens}x{groups}_{}", p.suffix),
-        config: format!("w{bits} {}x{tokens}{splits}", groups * ROWS),
+        function: format!("gemm_w{bits}a16_{kernel}_{}", p.suffix),
+        config: format!("w{bits} {config}"),
         grid,
         box_rows: tokens as u32,
         cut_tiles: 0,

@@ -3,7 +3,7 @@
 use super::Grid;
 use super::candidates::Config;
 use super::choose::{Launch, Problem};
-use super::choose_w4a16::{HEAD_BYTES, SHARED_BYTES, TURN_BYTES};
+use super::choose_w4a16::{HEAD_BYTES, LEAST_STAGES, SHARED_BYTES, TURN_BYTES, launch};
 use super::pack_blocks::{BlockShape, COLUMNS, ROWS};
 
 /// Tile of 64 * `groups` rows of w by `tokens` of x, its k split over `parts` warps, and slices of it over a cluster; blocks walk
@@ -33,9 +33,8 @@ const WARPS: [Warps; 10] = [
 ];
 /// Slices of k, by which the kernel divides with shifts.
 const SLICES: [usize; 4] = [1, 2, 4, 8];
-/// Most stages of x, and the least without which its ring stands still.
+/// Most stages of x.
 const MAX_STAGES: usize = 32;
-const LEAST_STAGES: usize = 2;
 /// Rows of x that there is a configuration for.
 pub(super) const MOST_ROWS: usize = 16;
 
@@ -44,15 +43,15 @@ pub(super) fn few_rows(p: &Problem, shape: BlockShape, m: usize) -> Option<Launc
     let sms = p.sm_count as usize;
     let blocks = p.n.div_ceil(ROWS);
     let many = 2 * blocks >= 5 * sms;
-    let (tokens, wanted) = match (m, many) {
+    let wanted = match (m, many) {
         // Tiles of 128 rows, two beside each other, spread 28672 outputs more evenly; they are too large to matter above.
-        (..=8, true) if blocks < 6 * sms => (8, [2, 0]),
-        (..=8, _) => (8, [0, 5]),
+        (..=8, true) if blocks < 6 * sms => [2, 0],
+        (..=8, _) => [0, 5],
         (_, true) if shape.bits == 4 => return None,
-        _ => (16, [6, 7]),
+        _ => [6, 7],
     };
     let slices = |warps: &Warps| {
-        let tiles = p.n.div_ceil(ROWS * warps.groups) * m.div_ceil(tokens);
+        let tiles = warps.tiles(p) * m.div_ceil(warps.tokens);
         let fits = |&slices: &usize| tiles * slices <= sms * warps.beside;
         SLICES.into_iter().rev().filter(|&slices| warps.allows(p, slices)).find(fits).unwrap_or(1)
     };
@@ -65,7 +64,7 @@ pub(super) fn candidates(p: &Problem, shape: BlockShape, m: usize) -> Vec<Config
     let fits = |warps: &Warps| m <= warps.tokens && warps.tokens <= m.next_power_of_two().max(8);
     let tiles = WARPS.iter().enumerate().filter(|(_, warps)| fits(warps));
     let configs = tiles.flat_map(|(tile, warps)| {
-        let at_once = move |slices: usize| p.n.div_ceil(ROWS * warps.groups) * slices <= 2 * p.sm_count as usize;
+        let at_once = move |slices: usize| warps.tiles(p) * slices <= 2 * p.sm_count as usize;
         let slices = SLICES.into_iter().filter(move |&slices| slices <= 2 || at_once(slices));
         slices.map(move |splits| Config { tile, splits })
     });
@@ -79,8 +78,9 @@ pub(super) fn with_config(p: &Problem, shape: BlockShape, config: Config, m: usi
 }
 
 impl Warps {
-    fn name(&self) -> String {
-        format!("warps_{}x{}x{}", self.tokens, self.groups, self.parts)
+    /// Tiles of w.
+    fn tiles(&self, p: &Problem) -> usize {
+        p.n.div_ceil(ROWS * self.groups)
     }
 
     /// Every block of a cluster has a part of k, and sums to add up.
@@ -92,14 +92,14 @@ impl Warps {
     fn clusters(&self, p: &Problem, m: usize, slices: usize) -> usize {
         let sms = p.sm_count as usize;
         let sms = if slices > 2 { sms * 10 / 11 } else { sms };
-        (sms * self.beside / slices / m.div_ceil(self.tokens)).clamp(1, p.n.div_ceil(ROWS * self.groups))
+        (sms * self.beside / slices / m.div_ceil(self.tokens)).clamp(1, self.tiles(p))
     }
 
     /// Shared memory; `None` where there is not enough.
     fn shared_bytes(&self, p: &Problem, shape: BlockShape, m: usize, slices: usize) -> Option<usize> {
         let (warps, eights) = (self.groups * self.parts, self.tokens / 8);
         let pairs = 4 * self.groups * eights;
-        let has_one_tile = self.clusters(p, m, slices) >= p.n.div_ceil(ROWS * self.groups);
+        let has_one_tile = self.clusters(p, m, slices) >= self.tiles(p);
         let steps = p.k.div_ceil(COLUMNS).div_ceil(slices).div_ceil(self.parts);
         let gathered = if slices == 1 { 0 } else { 2 * 512 * pairs.next_multiple_of(slices) };
         let (depth, sums) = if has_one_tile { (self.depth.min(steps), 0) } else { (self.depth, 4 * eights * 512) };
@@ -124,16 +124,9 @@ impl Warps {
             cluster: slices as u32,
             overlaps: true,
         };
-        let bits = shape.bits;
         let beside = if beside == 1 { String::new() } else { format!(" by {beside}") };
-        Some(Launch {
-            module: "gemm_w4a16/sm90",
-            function: format!("gemm_w{bits}a16_{}_{}", self.name(), p.suffix),
-            config: format!("w{bits} {}x{tokens}/{parts} split {slices}{beside}", groups * ROWS),
-            grid,
-            box_rows: tokens as u32,
-            cut_tiles: 0,
-        })
+        let config = format!("{}x{tokens}/{parts} split {slices}{beside}", groups * ROWS);
+        Some(launch(p, shape, &format!("warps_{tokens}x{groups}x{parts}"), &config, tokens, grid))
     }
 }
 

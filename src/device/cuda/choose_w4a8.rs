@@ -85,7 +85,7 @@ pub(super) fn prefix(shape: NibbleShape, x: &str) -> String {
 
 /// The launch of W4A8 for `m` rows, `m` at least 1.
 pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize) -> Launch {
-    if let Some(launch) = choose_w4a8_split::w4a8(p, shape, m, best_tile(p, shape, m).cost(p, shape, m)) {
+    if let Some(launch) = choose_w4a8_split::w4a8(p, shape, m, || best_tile(p, shape, m).cost(p, shape, m)) {
         return launch;
     }
     if let Some(few) = few(p, shape, m) {

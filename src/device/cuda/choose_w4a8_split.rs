@@ -29,8 +29,9 @@ const CLUSTERS: [usize; 6] = [1, 2, 3, 4, 6, 8];
 /// Of the last of [`SPLITS`]: microseconds of a block of k, and what a tile takes beside.
 const SPLIT_US: (f64, f64) = (0.23, 3.5);
 
-/// The launch for `m` rows where tiles do not fill the GPU, or end later: in `tile_us` microseconds. `None` where they are faster.
-pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize, tile_us: f64) -> Option<Launch> {
+/// The launch for `m` rows where tiles do not fill the GPU, or end later: in `tile_us` microseconds, asked for where that counts.
+/// `None` where they are faster.
+pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize, tile_us: impl Fn() -> f64) -> Option<Launch> {
     let sms = p.sm_count as usize;
     if !shape.one_group || m <= 4 {
         return None;
@@ -38,7 +39,7 @@ pub(super) fn w4a8(p: &Problem, shape: NibbleShape, m: usize, tile_us: f64) -> O
     let split = SPLITS.iter().find(|split| m <= split.tokens).unwrap_or(&SPLITS[SPLITS.len() - 1]);
     let splits = split.splits(p, m);
     let us = p.k.div_ceil(COLUMNS).div_ceil(splits) as f64 * SPLIT_US.0 + SPLIT_US.1;
-    let is_fast = m <= split.tokens || us < tile_us;
+    let is_fast = m <= split.tokens || us < tile_us();
     let fits = split.count(p, m) <= split.resident * sms;
     (is_fast && fits).then(|| split.launch(p, shape, m, splits))
 }
