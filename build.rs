@@ -3,9 +3,11 @@
 //! Environment: `LOWBIT_CUDA=auto|require|off` (auto: a binary without CUDA and one warning when there is no compiler),
 //! `LOWBIT_CUDA_ARCHS` (subset of [`kernels::ALL_ARCHS`], for quick developer builds), and what `build/toolchain.rs`
 //! looks at. Sets the cfg `lowbit_cuda` and writes to `OUT_DIR`: `embedded.rs` (every module's fatbin, the compiler's
-//! version, the architectures), `abi.rs` (`kernels/abi.h` in Rust) and `kernels/` (fatbins; beside each what ptxas said
-//! of its registers, shared memory and spills). A GPU is never looked for.
+//! version, the architectures), `abi.rs` (every `abi.h` in Rust), `configs.rs` (the configurations of every `configs.h`) and
+//! `kernels/` (fatbins; beside each what ptxas said of its registers, shared memory and spills). A GPU is never looked for.
 
+#[path = "build/configs.rs"]
+mod configs;
 #[path = "build/kernels.rs"]
 mod kernels;
 #[path = "build/toolchain.rs"]
@@ -17,8 +19,6 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 use toolchain::Toolchain;
-
-const ABI: [&str; 4] = ["kernels/abi.h", "kernels/abi_repack.h", "kernels/abi_w4a16.h", "kernels/abi_w4a8.h"];
 
 fn main() {
     // An error is printed as lines of cargo's own: returned from `main` it would drown in a backtrace.
@@ -55,7 +55,9 @@ fn run() -> Result<()> {
     // OUT_DIR is target/PROFILE/build/lowbit-HASH/out.
     let shared = out.ancestors().nth(3).context("OUT_DIR lies in a target folder")?.join("lowbit-kernels");
     let names = kernels::compile(&toolchain, &archs, &shared, &out)?;
-    write_if_changed(&out.join("embedded.rs"), &embedded(&toolchain, &archs, &names)?)?;
+    let functions = kernels::functions(&names, &out)?;
+    write_if_changed(&out.join("embedded.rs"), &embedded(&toolchain, &archs, &names, &functions)?)?;
+    write_if_changed(&out.join("configs.rs"), &configs::generate(&kernels::headers("configs.h")?)?)?;
     write_if_changed(&out.join("abi.rs"), &abi()?)?;
     println!("cargo::rustc-cfg=lowbit_cuda");
     Ok(())
@@ -68,7 +70,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Source of `embedded.rs`. The driver reads fatbins as 64-bit words, so each gets an alignment that bytes lack.
-fn embedded(toolchain: &Toolchain, archs: &[&str], names: &[String]) -> Result<String> {
+fn embedded(toolchain: &Toolchain, archs: &[&str], names: &[String], functions: &[Vec<String>]) -> Result<String> {
     let mut text = format!(
         "/// Version of the compiler that built the modules.\npub const NVCC_VERSION: &str = {:?};\n\
          /// Targets they were built for.\npub const ARCHS: &[&str] = &{:?};\n\
@@ -85,22 +87,32 @@ fn embedded(toolchain: &Toolchain, archs: &[&str], names: &[String]) -> Result<S
         )?;
     }
     text.push_str("];\n");
+    text.push_str(
+        "/// Name of every module and its entry functions, sorted; none where ptxas said nothing, as of PTX alone.\n\
+         #[allow(dead_code)] // tests compare with it\n\
+         pub static FUNCTIONS: &[(&str, &[&str])] = &[\n",
+    );
+    for (name, functions) in names.iter().zip(functions) {
+        writeln!(text, "    ({name:?}, &{functions:?}),")?;
+    }
+    text.push_str("];\n");
     Ok(text)
 }
 
-/// [`ABI`] as Rust structs and constants, with assertions that both sides lay them out alike.
+/// Every `abi.h` as Rust structs and constants, with assertions that both sides lay them out alike.
 fn abi() -> Result<String> {
+    let headers = kernels::headers("abi.h")?;
     let bindings = bindgen::Builder::default()
-        .headers(ABI)
-        .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments"])
-        .allowlist_file(r".*kernels/abi(_linear|_repack|_w4a16|_w4a8)?\.h")
+        .headers(headers.iter().map(|header| header.display().to_string()))
+        .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments", "-I", kernels::DIR])
+        .allowlist_file(format!(r".*{}/[a-z0-9_]+/abi\.h", kernels::DIR))
         .use_core()
         .derive_default(true)
         .prepend_enum_name(false)
         .rust_edition(bindgen::RustEdition::Edition2024)
         .formatter(bindgen::Formatter::None)
         .generate()
-        .with_context(|| format!("{ABI:?} cannot be read by bindgen"))?;
+        .with_context(|| format!("{headers:?} cannot be read by bindgen"))?;
     Ok(bindings.to_string())
 }
 

@@ -1,5 +1,6 @@
 //! Every `.cu` under `kernels/` to one fatbin: in parallel, and only what changed.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,6 +82,29 @@ pub(crate) fn compile(toolchain: &Toolchain, archs: &[&str], shared: &Path, out:
         kernel.copy_to(out)?;
     }
     Ok(kernels.into_iter().map(|kernel| kernel.name).collect())
+}
+
+/// The entry functions of each of the modules `names`, sorted, as ptxas said in what [`compile`] left in `out`.
+pub(crate) fn functions(names: &[String], out: &Path) -> Result<Vec<Vec<String>>> {
+    let of_module = |name: &String| {
+        let report = out.join(DIR).join(name).with_extension("txt");
+        let text = fs::read_to_string(&report).with_context(|| format!("reading {}", report.display()))?;
+        let entries = text.lines().filter_map(|line| line.split_once("Compiling entry function '")?.1.split_once('\''));
+        // One for each architecture.
+        let functions: BTreeSet<&str> = entries.map(|(function, _)| function).collect();
+        Ok(functions.into_iter().map(str::to_owned).collect())
+    };
+    names.iter().map(of_module).collect()
+}
+
+/// The files called `name` in the folders of ops and families, sorted.
+pub(crate) fn headers(name: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(DIR).with_context(|| format!("reading {DIR}"))? {
+        found.extend(Some(entry?.path().join(name)).filter(|file| file.is_file()));
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn find_sources(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {

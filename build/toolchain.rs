@@ -90,9 +90,9 @@ fn find_libclang(wheels: &[PathBuf]) -> Result<()> {
     std::panic::set_hook(hook);
     if !found {
         bail!(
-            "nvcc is there, but libclang, which reads {} for Rust, is not. Install it (Debian: libclang-dev), \
+            "nvcc is there, but libclang, which reads {}/common/abi.h for Rust, is not. Install it (Debian: libclang-dev), \
              set LIBCLANG_PATH to its folder, or run `scripts/install-cuda-toolchain`",
-            crate::ABI[0]
+            crate::kernels::DIR
         );
     }
     Ok(())

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+const NOT_FINITE_ADVICE: &str =
+    "The checkpoint is damaged, or activations exceed the range of f16, where bf16 has that of f32";
+
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -75,6 +78,17 @@ pub enum Error {
         free_bytes: u64,
         /// Flag or change that makes it fit.
         advice: String,
+        /// Fewer or shorter sequences would take less: flags for these are advice too.
+        grows_with_sequences: bool,
+    },
+
+    /// A model computed what is no number: its weights are damaged, or activations left the range of their type.
+    #[error("{what}: {got}, expected finite numbers. {NOT_FINITE_ADVICE}")]
+    NotFinite {
+        /// What was computed.
+        what: String,
+        /// What it came to.
+        got: String,
     },
 
     /// The CUDA driver or a kernel failed.
@@ -127,7 +141,7 @@ impl Error {
             Error::Checkpoint { .. } | Error::Config { .. } | Error::Text { .. } => 4,
             Error::Unsupported { .. } => 5,
             Error::OutOfMemory { .. } => 6,
-            Error::Cuda { .. } | Error::Shape { .. } => 7,
+            Error::Cuda { .. } | Error::Shape { .. } | Error::NotFinite { .. } => 7,
             Error::Hub { .. } => 8,
             Error::Verification(_) => 9,
         }
@@ -159,8 +173,45 @@ impl Error {
         Error::Unsupported { what: what.into(), advice: advice.into() }
     }
 
+    /// The same error, an [`Error::OutOfMemory`] with the flags that its caller has for fewer or shorter sequences.
+    pub fn with_memory_advice(mut self, flags: &str) -> Error {
+        if let Error::OutOfMemory { advice, grows_with_sequences: true, .. } = &mut self
+            && !flags.is_empty()
+        {
+            *advice = format!("{advice}: {flags}");
+        }
+        self
+    }
+
+    /// An [`Error::NotFinite`].
+    pub fn not_finite(what: impl Into<String>, got: impl std::fmt::Display) -> Error {
+        Error::NotFinite { what: what.into(), got: got.to_string() }
+    }
+
     /// An [`Error::Input`].
     pub fn input(what: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Input { what: what.into(), reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_advised_where_memory_is_what_is_missing() {
+        let full = |grows_with_sequences| Error::OutOfMemory {
+            what: "the model".into(),
+            needed_bytes: 2,
+            free_bytes: 1,
+            advice: "Use less".into(),
+            grows_with_sequences,
+        };
+        let plain = "out of memory: the model needs 2 bytes, 1 are free. Use less";
+        assert_eq!(full(true).with_memory_advice("lower --batch").to_string(), format!("{plain}: lower --batch"));
+        assert_eq!(full(true).with_memory_advice("").to_string(), plain);
+        assert_eq!(full(false).with_memory_advice("lower --batch").to_string(), plain, "weights alone");
+        let other = Error::input("--batch", "too many");
+        assert_eq!(other.with_memory_advice("lower --batch").to_string(), "--batch: too many");
     }
 }

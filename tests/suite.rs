@@ -12,6 +12,7 @@ mod checkpoint;
 mod cli;
 mod common;
 mod hub;
+mod kernel_configs;
 mod layering;
 mod engine;
 mod golden;

@@ -8,7 +8,7 @@
 
 #include <math_constants.h>
 
-#include "abi.h"
+#include "attention/abi.h"
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
 #include "common/reduce.cuh"

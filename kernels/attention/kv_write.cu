@@ -1,6 +1,6 @@
 // Keys and values into their slots of the paged cache.
 
-#include "abi.h"
+#include "attention/abi.h"
 #include "common/dtype.cuh"
 #include "common/overlap.cuh"
 

@@ -2,7 +2,7 @@
 // `reference::activate` (src/device/cpu/reference/epilogue.rs, which has the sources), whatever the compiler.
 #pragma once
 
-#include "abi_linear.h"
+#include "common/abi.h"
 
 // e^x with x held to -87..87, so that nothing is subnormal; NaN counts as -87.
 __device__ __forceinline__ float exp_exact(float x) {

@@ -12,7 +12,7 @@
 class FusedWriter {
  public:
   __device__ __forceinline__ FusedWriter(const LinearOut& y, const float* x_scales)
-      : y_(y), x_scales_(x_scales), coder_(y.scale, y.zero) {
+      : y_(y), x_scales_(x_scales), coder_(y.scale, y.zero_point) {
     outputs_ = y.activation == LOWBIT_ACTIVATION_SWIGLU ? y.n / 2 : y.n;
     const uint32_t size = y.mode >= LOWBIT_OUT_STATIC ? 1 : y.mode >= LOWBIT_OUT_F16 ? 2 : 4;
     aligned_ = y.stride % 8 == 0 && reinterpret_cast<uintptr_t>(y.out) % min(8 * size, 16u) == 0;
@@ -96,9 +96,9 @@ class FusedWriter {
 
  private:
   __device__ __forceinline__ int32_t fixed(uint32_t col, float bits) const {
-    const int32_t lowest = y_.activation == LOWBIT_ACTIVATION_RELU ? y_.zero : -128;
+    const int32_t lowest = y_.activation == LOWBIT_ACTIVATION_RELU ? y_.zero_point : -128;
     const int32_t sum = __float_as_int(bits) + y_.fixed[col];
-    return fixed_code(sum, y_.fixed[y_.n + col], y_.fixed[2 * y_.n + col], y_.zero, lowest);
+    return fixed_code(sum, y_.fixed[y_.n + col], y_.fixed[2 * y_.n + col], y_.zero_point, lowest);
   }
 
   __device__ __forceinline__ void add_bias(uint32_t col, float (&y)[8]) const {

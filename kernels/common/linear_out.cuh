@@ -2,7 +2,7 @@
 // rounding to the destination's type, store or add.
 #pragma once
 
-#include "abi_linear.h"
+#include "common/abi.h"
 #include "common/activation.cuh"
 #include "common/dtype.cuh"
 
@@ -110,17 +110,4 @@ __device__ __forceinline__ void store_plain8(const LinearWriter& writer, const L
   }
 #pragma unroll
   for (int i = 0; i < 8; i += 2) writer.store2(row, col + i, y[i], y[i + 1]);
-}
-
-// Tile of this block in an [m, n] output cut into BM x BN tiles, numbered so that blocks that run together share
-// rows of w and of x in L2: down eight tiles of rows, then to the next column.
-template <int BM, int BN>
-__device__ __forceinline__ uint2 tile_of_block(uint32_t m, uint32_t n) {
-  constexpr uint32_t BAND = 8;
-  const uint32_t tiles_m = (m + BM - 1) / BM;
-  const uint32_t tiles_n = (n + BN - 1) / BN;
-  const uint32_t band = blockIdx.x / (BAND * tiles_n);
-  const uint32_t height = min(BAND, tiles_m - band * BAND);
-  const uint32_t inside = blockIdx.x - band * BAND * tiles_n;
-  return make_uint2(band * BAND + inside % height, inside / height);
 }

@@ -10,7 +10,7 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
-// Makes the barriers this thread has set up visible to the copy engine and to the other blocks of the cluster.
+// Makes the barriers this thread has set up visible to TMA and to the other blocks of the cluster.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -30,7 +30,7 @@ __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
 }
 
 // Waits for the end of the phase of this parity: 0 for the first phase, then alternating. Orders what this block's
-// threads and the copy engine wrote; a wider scope would empty L1 each time.
+// threads and TMA wrote; a wider scope would empty L1 each time.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   do {
@@ -42,21 +42,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
         "}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
   } while (done == 0);
 }
-
-// A place in a ring of STAGES slots and the parity of its current round.
-template <int STAGES>
-struct RingPosition {
-  uint32_t slot = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++slot == STAGES) slot = 0, parity ^= 1;
-  }
-  __device__ __forceinline__ void advance(uint32_t slots) {
-    const uint32_t to = slot + slots;
-    slot = to % STAGES, parity ^= to / STAGES & 1;
-  }
-};
 
 // Synchronizes `threads` threads (whole warps) on hardware barrier `id`; 0 is __syncthreads's.
 __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {

@@ -1,7 +1,7 @@
 // Reductions over a warp and over a block, always in the same order: results do not vary between runs.
 #pragma once
 
-#include "abi.h"
+#include "common/abi.h"
 
 struct Sum {
   template <typename V>

@@ -1,7 +1,7 @@
-// Copies from device to shared memory by the copy engine (sm_90): one thread starts them, an mbarrier counts their bytes.
+// Copies from device to shared memory by TMA (sm_90): one thread starts them, an mbarrier counts their bytes.
 #pragma once
 
-#include "abi_linear.h"
+#include "common/abi.h"
 #include "common/mbarrier.cuh"
 
 // How long L2 should keep what a copy reads: cache policies as createpolicy encodes them.

@@ -8,7 +8,7 @@
 
 #include "common/dtype.cuh"
 
-// Of a matrix in shared memory whose rows are 128 bytes long, each row's 16-byte chunks permuted by the copy engine's
+// Of a matrix in shared memory whose rows are 128 bytes long, each row's 16-byte chunks permuted by TMA's
 // 128-byte swizzle, from an address that is a multiple of 1024. Add 2 for each 32 bytes along k.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t shared) {
   constexpr uint64_t SWIZZLE_128 = 1ull << 62, EIGHT_ROWS = 1024 >> 4, LEADING = 1;
@@ -16,21 +16,21 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t shared) {
 }
 
 // Orders register writes before the next product.
-__device__ __forceinline__ void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most PENDING committed groups are still under way.
 template <int PENDING>
-__device__ __forceinline__ void products_wait() {
+__device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
 // Registers of each thread of this warpgroup from here on: taken from, or given back to, what the block was launched with.
 template <int REGISTERS>
-__device__ __forceinline__ void more_registers() {
+__device__ __forceinline__ void warpgroup_reg_alloc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 template <int REGISTERS>
-__device__ __forceinline__ void fewer_registers() {
+__device__ __forceinline__ void warpgroup_reg_dealloc() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
@@ -63,34 +63,34 @@ __device__ __forceinline__ void fewer_registers() {
 #define WGMMA_SUMS_128(c, d, i) WGMMA_SUMS_64(c, d, i), WGMMA_SUMS_64(c, d, i + 64)
 // A x B -> s32 for A and B of int8_t and uint8_t. `accumulate` false: d = a * b.
 template <typename A, typename B, int N>
-struct Product8Bit;
+struct Wgmma8Bit;
 // T x T -> f32 for T of f16 and bf16.
 template <typename T, int N>
-struct Product16Bit;
+struct Wgmma16Bit;
 
 // N, number of sums, and the numbers of the operands that follow them.
-#define WGMMA_8BIT_OF(A, B, TYPES, N, SUMS, O0, O1, O2, O3, O4, O5)                                                                    \
-  template <>                                                                                                        \
-  struct Product8Bit<A, B, N> {                                                                                              \
-    static __device__ __forceinline__ void run(int32_t (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {        \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " O2 ", 0;\n"                                                   \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPES " {" WGMMA_TEXT_##SUMS "}, " O0 ", " O1       \
-                   ", p;\n}"                                                                                         \
-                   : WGMMA_SUMS_##SUMS("+r", d, 0)                                                                   \
-                   : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)));                                        \
-    }                                                                                                                \
-    static __device__ __forceinline__ void run(int32_t (&d)[SUMS], const uint32_t (&a)[4], uint64_t b,               \
-                                               bool accumulate) {                                                    \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " O5 ", 0;\n"                                                   \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPES " {" WGMMA_TEXT_##SUMS "}, {" O0 ", " O1      \
-                   ", " O2 ", " O3 "}, " O4 ", p;\n}"                                                                \
-                   : WGMMA_SUMS_##SUMS("+r", d, 0)                                                                   \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate)));    \
-    }                                                                                                                \
+#define WGMMA_8BIT_OF(A, B, TYPES, N, SUMS, O0, O1, O2, O3, O4, O5)                                                 \
+  template <>                                                                                                       \
+  struct Wgmma8Bit<A, B, N> {                                                                                       \
+    static __device__ __forceinline__ void run(int32_t (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {       \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " O2 ", 0;\n"                                                  \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPES " {" WGMMA_TEXT_##SUMS "}, " O0 ", " O1  \
+                   ", p;\n}"                                                                                        \
+                   : WGMMA_SUMS_##SUMS("+r", d, 0)                                                                  \
+                   : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)));                                       \
+    }                                                                                                               \
+    static __device__ __forceinline__ void run(int32_t (&d)[SUMS], const uint32_t (&a)[4], uint64_t b,              \
+                                               bool accumulate) {                                                   \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " O5 ", 0;\n"                                                  \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPES " {" WGMMA_TEXT_##SUMS "}, {" O0 ", " O1 \
+                   ", " O2 ", " O3 "}, " O4 ", p;\n}"                                                               \
+                   : WGMMA_SUMS_##SUMS("+r", d, 0)                                                                  \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate)));   \
+    }                                                                                                               \
   };
 #define WGMMA_16BIT_OF(T, N, SUMS, O0, O1, O2, O3, O4, O5)                                                           \
   template <>                                                                                                        \
-  struct Product16Bit<T, N> {                                                                                        \
+  struct Wgmma16Bit<T, N> {                                                                                          \
     static __device__ __forceinline__ void run(float (&d)[SUMS], uint64_t a, uint64_t b, bool accumulate) {          \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " O2 ", 0;\n"                                                   \
                    "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #T "." #T " {" WGMMA_TEXT_##SUMS "}, " O0 ", "  \
@@ -107,11 +107,11 @@ struct Product16Bit;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<uint32_t>(accumulate)));    \
     }                                                                                                                \
   };
-#define WGMMA_SHAPE(N, SUMS, ...)              \
+#define WGMMA_SHAPE(N, SUMS, ...)                               \
   WGMMA_8BIT_OF(int8_t, int8_t, "s8.s8", N, SUMS, __VA_ARGS__)  \
   WGMMA_8BIT_OF(uint8_t, int8_t, "u8.s8", N, SUMS, __VA_ARGS__) \
   WGMMA_8BIT_OF(int8_t, uint8_t, "s8.u8", N, SUMS, __VA_ARGS__) \
-  WGMMA_16BIT_OF(f16, N, SUMS, __VA_ARGS__)    \
+  WGMMA_16BIT_OF(f16, N, SUMS, __VA_ARGS__)                     \
   WGMMA_16BIT_OF(bf16, N, SUMS, __VA_ARGS__)
 
 WGMMA_SHAPE(8, 4, "%4", "%5", "%6", "%7", "%8", "%9")

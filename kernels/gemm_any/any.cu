@@ -1,16 +1,16 @@
 // Linear layers of any shape and grouping, without speed: what the tensor-core kernels do not take (rows that do not
 // start on 16 bytes, groups that are no multiple of 32, fractional zero points).
 //
-// Computes: what gemm_w8a8, gemm_w4a8, gemm_w4a16 and gemm_16bit compute, from canonical weights.
+// Computes: what gemm_w8a8, gemm_w4a8, gemm_w4a16 and gemm_dense compute, from canonical weights.
 // Layout:   everything row-major: x [m, k], codes (one to a byte) or floats [n, k], scales and zeros [n, groups].
 // Grid:     one warp a column n of y; blockIdx.y takes ROWS rows.
 // Numerics: int8 exactly as the CPU: integer sums of a group, then one chain of float operations in group order.
 //           Floats: each lane sums every 32nd column in f32, lanes are added in a fixed order. Deterministic.
 
 #include "common/linear_fused.cuh"
+#include "gemm_any/abi.h"
 
-constexpr int WARPS = 8;
-constexpr int ROWS = 8;
+constexpr int WARPS = GEMM_ANY_WARPS, ROWS = GEMM_ANY_ROWS;
 
 template <typename Sum>
 __device__ __forceinline__ Sum warp_sum(Sum value) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void any_quant(const GemmAnyArgs& args) {
   if (n >= args.y.n) return;
   const size_t groups = (args.k + args.group - 1) / args.group;
   const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
-  const float *scales = args.w_scales + n * groups, *zeros = args.w_zeros + n * groups;
+  const float *scales = args.w_scales + n * groups, *zeros = args.w_zero_points + n * groups;
   any_floats<T>(args, n, [&](uint32_t column) {
     const uint32_t group = column / args.group;
     return scales[group] * (static_cast<float>(codes[column]) - zeros[group]);
@@ -93,19 +93,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_dense_bf16(con
 }
 
 // Output n of one row, all lanes together: scaled, before the bias. Mode FIXED: the bits of the exact sum.
-__device__ __forceinline__ float any_int8(const GemmAnyArgs& args, const uint8_t* x, float x_scale, int32_t x_zero,
+__device__ __forceinline__ float any_int8(const GemmAnyArgs& args, const uint8_t* x, float x_scale, int32_t x_zero_point,
                                           uint32_t n) {
   const uint32_t lane = threadIdx.x % 32;
   const size_t groups = (args.k + args.group - 1) / args.group;
   const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
-  const float *scales = args.w_scales + n * groups, *zeros = args.w_zeros + n * groups;
+  const float *scales = args.w_scales + n * groups, *zeros = args.w_zero_points + n * groups;
   float y = 0.0f;
   for (uint32_t group = 0; group < groups; ++group) {
     const int32_t zero = static_cast<int32_t>(zeros[group]);
     const uint32_t end = min(args.k, (group + 1) * args.group);
     int32_t sum = 0;
     for (uint32_t column = group * args.group + lane; column < end; column += 32) {
-      sum += (static_cast<int8_t>(x[column] ^ args.x_flip) - x_zero) * (codes[column] - zero);
+      sum += (static_cast<int8_t>(x[column] ^ args.x_flip) - x_zero_point) * (codes[column] - zero);
     }
     sum = warp_sum(sum);
     if (args.y.mode == LOWBIT_OUT_FIXED) return __int_as_float(sum);
@@ -125,10 +125,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_int8(const __g
   for (uint32_t row = blockIdx.y * ROWS; row < min(args.y.m, (blockIdx.y + 1) * ROWS); ++row) {
     const uint8_t* x = static_cast<const uint8_t*>(args.x) + static_cast<size_t>(row) * args.k;
     const float x_scale = args.x_scales[row];
-    const int32_t x_zero = args.x_zero + (args.x_zeros == nullptr ? 0 : args.x_zeros[row]);
-    const float y = any_int8(args, x, x_scale, x_zero, n);
+    const int32_t x_zero_point = args.x_zero_point + (args.x_zero_points == nullptr ? 0 : args.x_zero_points[row]);
+    const float y = any_int8(args, x, x_scale, x_zero_point, n);
     if (gated) {
-      const float up = any_int8(args, x, x_scale, x_zero, n + outputs);
+      const float up = any_int8(args, x, x_scale, x_zero_point, n + outputs);
       if (lane == 0) writer.store1(row, n, y, up, n, n + outputs);
     } else if (lane == 0) {
       writer.store1(row, n, y);
@@ -136,14 +136,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_int8(const __g
   }
 }
 
-// LLM.int8(): one group, then each outlier's product in ascending order (gemm_w8a8/outliers.cuh).
+// LLM.int8(): one group, then each outlier's product in ascending order (gemm_w8a8/sm80_outliers.cuh).
 template <typename T>
 __device__ __forceinline__ void any_llm_int8(const GemmAnyArgs& args) {
   const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (n >= args.y.n) return;
   const uint32_t words = (args.k + 31) / 32;
   const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
-  const float scale = args.w_scales[n], zero = args.w_zeros[n];
+  const float scale = args.w_scales[n], zero = args.w_zero_points[n];
   const LinearWriter writer(args.y);
   for (uint32_t row = blockIdx.y * ROWS; row < min(args.y.m, (blockIdx.y + 1) * ROWS); ++row) {
     const size_t first = static_cast<size_t>(row) * args.k;

@@ -7,34 +7,12 @@
 // one packed operation takes the offset and the zero point away.
 #pragma once
 
-#include "abi_linear.h"
-#include "common/dtype.cuh"
+#include "common/packed_math.cuh"
+#include "gemm_w4a16/abi.h"
 
 // What `CodeTile<T, BITS>::fragment` subtracts, made once per weight row and group.
 template <typename T, int BITS>
 struct ZeroPoint;
-
-// (a & mask) | bits
-__device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t mask, uint32_t bits) {
-  uint32_t r;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
-  return r;
-}
-__device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t r;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
-}
-__device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t r;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
-}
 
 // The codes one lane holds of a 16 x 32 part of the weight (rows g and g + 8; columns 8t .. 8t + 7), as they lie in
 // memory. `fragment<HALF>` gives columns 8t + 4 HALF .. + 3 as four words:
@@ -125,6 +103,18 @@ struct CodeTile<bf16, 8> {
   }
 };
 
+// The words of a code as bf16. The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133:
+// the first normal numbers go on in the same steps. So a mask makes a number of a code wherever in its byte it lies, and
+// one multiply-add brings it to size and takes the zero point away.
+template <int BITS, int HALF>
+__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, BITS>& codes, int i) {
+  if constexpr (BITS == 4) {
+    return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
+  } else {
+    return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
+  }
+}
+
 // Codes to numbers by one interface: of evenly spaced codes what `CodeTile` gives.
 template <typename T, int BITS, bool CODEBOOK>
 struct Levels {
@@ -135,12 +125,6 @@ struct Levels {
     codes.template fragment<HALF>(zero_g, zero_g8, p);
   }
 };
-
-__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t r;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
-  return r;
-}
 
 // Of 4-bit codes of a codebook: nibbles 0 to 3 of word HALF are row g, columns 0 to 3; nibbles 4 to 7 row g + 8. A byte
 // permutation picks four of eight bytes by four nibbles: twice for the lower three bits of the codes, in each half of the
@@ -171,3 +155,7 @@ struct Levels<T, 4, true> {
     }
   }
 };
+
+// Where scales go: on the f32 sums of a group; or on the weights, in the multiply-add that makes them (bf16 only), after it,
+// or after it in two parts, a 16-bit float and the rest.
+enum class Scaling { SUMS, FUSED, ONE_PART, TWO_PARTS };

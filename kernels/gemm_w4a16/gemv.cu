@@ -11,11 +11,12 @@
 #include "common/load.cuh"
 #include "common/linear_out.cuh"
 #include "common/mma.cuh"
+#include "gemm_w4a16/configs.h"
 #include "gemm_w4a16/dequant.cuh"
 
 template <typename T, int BITS, bool CODEBOOK, int TOKENS8, int TILES>
 struct GemvW4A16 {
-  static constexpr int WARPS = 8;
+  static constexpr int WARPS = GEMM_W4A16_GEMV_WARPS;
   static constexpr int LOADS = BITS / 4;                   // 16-byte loads of a lane for 16 x 64 codes
   // Slices loaded before the first is used: 4 or 8 loads of weights in flight for each lane.
   static constexpr int AHEAD = TILES * LOADS >= 8 ? 1 : TILES * LOADS >= 4 ? 2 : 4;
@@ -71,10 +72,10 @@ struct GemvW4A16 {
 #pragma unroll
           for (int step = 0; step < 2; ++step) {
             const size_t at = static_cast<size_t>(min((column + step * 32) / group, last_group)) * args.n_pad + row;
-            uint32_t zero_g = args.w_zero, zero_g8 = args.w_zero;
-            if (args.w_zeros != nullptr) {
-              zero_g = args.w_zeros[at];
-              zero_g8 = args.w_zeros[at + 8];
+            uint32_t zero_g = args.w_zero_point, zero_g8 = args.w_zero_point;
+            if (args.w_zero_points != nullptr) {
+              zero_g = args.w_zero_points[at];
+              zero_g8 = args.w_zero_points[at + 8];
             }
             zero_g = ZeroPoint<T, BITS>::low(zero_g);
             zero_g8 = ZeroPoint<T, BITS>::high(zero_g8);
@@ -136,18 +137,17 @@ struct GemvW4A16 {
   }
 };
 
-// The configurations; src/device/cuda/choose.rs has the same table (a test compares them) and the choice.
-#define GEMV_W4A16(NAME, T, BITS, CODEBOOK, TOKENS8, TILES)                               \
-  extern "C" __global__ void __launch_bounds__(256, TOKENS8 == 1 ? 2 : 1)                 \
-      gemv_##NAME##a16_##TOKENS8##x##TILES##_##T(const __grid_constant__ GemmW4A16Args args) { \
-    GemvW4A16<T, BITS, CODEBOOK, TOKENS8, TILES>::run(args);                              \
+// The kernels of configs.h.
+#define GEMV_W4A16(NAME, T, BITS, CODEBOOK, TOKEN_TILES, ROW_TILES)                                    \
+  extern "C" __global__ void __launch_bounds__(32 * GEMM_W4A16_GEMV_WARPS, TOKEN_TILES == 1 ? 2 : 1)   \
+      gemv_##NAME##a16_##TOKEN_TILES##x##ROW_TILES##_##T(const __grid_constant__ GemmW4A16Args args) { \
+    GemvW4A16<T, BITS, CODEBOOK, TOKEN_TILES, ROW_TILES>::run(args);                                   \
   }
-#define GEMV_W4A16_TYPES(TOKENS8, TILES)          \
-  GEMV_W4A16(w4, f16, 4, false, TOKENS8, TILES)   \
-  GEMV_W4A16(w8, f16, 8, false, TOKENS8, TILES)   \
-  GEMV_W4A16(c4, f16, 4, true, TOKENS8, TILES)    \
-  GEMV_W4A16(w4, bf16, 4, false, TOKENS8, TILES)  \
-  GEMV_W4A16(w8, bf16, 8, false, TOKENS8, TILES)  \
-  GEMV_W4A16(c4, bf16, 4, true, TOKENS8, TILES)
-GEMV_W4A16_TYPES(1, 1)
-GEMV_W4A16_TYPES(1, 4)
+#define GEMV_W4A16_OF_ALL(...)                   \
+  GEMV_W4A16(w4, f16, 4, false, __VA_ARGS__)     \
+  GEMV_W4A16(w8, f16, 8, false, __VA_ARGS__)     \
+  GEMV_W4A16(c4, f16, 4, true, __VA_ARGS__)      \
+  GEMV_W4A16(w4, bf16, 4, false, __VA_ARGS__)    \
+  GEMV_W4A16(w8, bf16, 8, false, __VA_ARGS__)    \
+  GEMV_W4A16(c4, bf16, 4, true, __VA_ARGS__)
+GEMM_W4A16_GEMV(GEMV_W4A16_OF_ALL)

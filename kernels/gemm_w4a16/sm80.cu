@@ -6,7 +6,7 @@
 //           of the conversion as it must be, and eight columns of x, 16 contiguous bytes of a lane, are the operands of two.
 // Dtypes:   x f16 or bf16, w 4- or 8-bit codes made exact 16-bit integers, or 4-bit codes of a codebook (c4) made its
 //           values in the type of x; f32 sums.
-// Grid:     blocks that all run at once share out BM x BN tiles of y (sm80_work.cuh); a warp has a (BM / WARPS_M) x
+// Grid:     blocks that all run at once share out BM x BN tiles of y (sm80_stream_k.cuh); a warp has a (BM / WARPS_M) x
 //           (BN / WARPS_N) part.
 // Shared:   STAGES * (128 BM + 8 BITS BN) bytes, a ring of 64-column slices, and 12 BN WARPS_M of scales and zero points.
 // Numerics: deterministic; how k is split depends on m, n, k and the number of multiprocessors alone. Up to 32 tokens weights
@@ -19,6 +19,7 @@
 
 #include "common/linear_out.cuh"
 #include "common/mma.cuh"
+#include "gemm_w4a16/configs.h"
 #include "gemm_w4a16/sm80_weights.cuh"
 
 // Of an 8 x 8 matrix of which lane 4g + t has columns 2t and 2t + 1 of row g: rows 2t and 2t + 1 of column g.
@@ -33,11 +34,11 @@ __device__ __forceinline__ float2 transpose_8x8(float2 v) {
 template <typename T, int BITS, bool CODEBOOK, int BM, int BN, int WARPS_M, int WARPS_N, int STAGES>
 struct GemmW4A16 {
   using Shape = TileShape<BITS, BM, BN, WARPS_M, WARPS_N>;
-  using Work = TileWork<BM, BN>;
+  using Work = StreamK<BM, BN>;
   using Loader = SliceLoader<T, Shape>;
   static constexpr int MT = Shape::MT, NT = Shape::NT, STAGE_BYTES = Shape::STAGE_BYTES;
-  static constexpr bool ON_SUMS = MT * NT <= 8;  // else there are no registers for a group's own sums
-  static constexpr int TABLE_BYTES = 192 * NT;   // of a warp
+  static constexpr bool ON_SUMS = BM <= GEMM_W4A16_SM80_UNROUNDED_BM;  // else there are no registers for a group's own sums
+  static constexpr int TABLE_BYTES = GEMM_W4A16_SM80_TABLE_BYTES * NT;  // of a warp
   static_assert(STAGES >= 2, "ring");
 
   // Where the block is in the ring.
@@ -149,7 +150,8 @@ struct GemmW4A16 {
     } else {
       if (CODEBOOK || args.low_scales != 0) return accumulate<Scaling::TWO_PARTS>(args, part, loader, ring, acc);
       if constexpr (std::is_same<T, bf16>::value && !CODEBOOK) {
-        const bool exact_offset = args.layer.w_zeros == nullptr && (args.layer.w_zero & (args.layer.w_zero - 1)) == 0;
+        const uint32_t zero_point = args.layer.w_zero_point;
+        const bool exact_offset = args.layer.w_zero_points == nullptr && (zero_point & (zero_point - 1)) == 0;
         if (exact_offset) return accumulate<Scaling::FUSED>(args, part, loader, ring, acc);
       }
       if constexpr (!CODEBOOK) accumulate<Scaling::ONE_PART>(args, part, loader, ring, acc);
@@ -196,20 +198,17 @@ struct GemmW4A16 {
   }
 };
 
-// The configurations; src/device/cuda/choose_sm80.rs has the same table (a test compares them) and the choice.
-#define GEMM_W4A16(NAME, T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)  \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS)        \
-      gemm_##NAME##a16_##BM##x##BN##_##T(const __grid_constant__ GemmW4A16Sm80Args args) { \
-    GemmW4A16<T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES>::run(args);        \
+// The kernels of configs.h.
+#define GEMM_W4A16_OF(NAME, T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES, MIN_BLOCKS) \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, MIN_BLOCKS)           \
+      gemm_##NAME##a16_##BM##x##BN##_##T(const __grid_constant__ GemmW4A16Sm80Args args) {   \
+    GemmW4A16<T, BITS, CODEBOOK, BM, BN, WARPS_M, WARPS_N, STAGES>::run(args);               \
   }
-#define GEMM_W4A16_TYPES(BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)            \
-  GEMM_W4A16(w4, f16, 4, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)     \
-  GEMM_W4A16(w8, f16, 8, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)     \
-  GEMM_W4A16(c4, f16, 4, true, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)      \
-  GEMM_W4A16(w4, bf16, 4, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)    \
-  GEMM_W4A16(w8, bf16, 8, false, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)    \
-  GEMM_W4A16(c4, bf16, 4, true, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)
-GEMM_W4A16_TYPES(16, 128, 1, 4, 6, 3)
-GEMM_W4A16_TYPES(32, 128, 1, 4, 6, 3)
-GEMM_W4A16_TYPES(64, 128, 1, 4, 4, 2)
-GEMM_W4A16_TYPES(128, 256, 2, 4, 3, 1)
+#define GEMM_W4A16_OF_ALL(...)                    \
+  GEMM_W4A16_OF(w4, f16, 4, false, __VA_ARGS__)   \
+  GEMM_W4A16_OF(w8, f16, 8, false, __VA_ARGS__)   \
+  GEMM_W4A16_OF(c4, f16, 4, true, __VA_ARGS__)    \
+  GEMM_W4A16_OF(w4, bf16, 4, false, __VA_ARGS__)  \
+  GEMM_W4A16_OF(w8, bf16, 8, false, __VA_ARGS__)  \
+  GEMM_W4A16_OF(c4, bf16, 4, true, __VA_ARGS__)
+GEMM_W4A16_SM80_STREAM_K(GEMM_W4A16_OF_ALL)

@@ -2,23 +2,9 @@
 #pragma once
 
 #include "common/async_copy.cuh"
+#include "common/load.cuh"
 #include "gemm_w4a16/dequant.cuh"
-#include "gemm_w4a16/sm80_work.cuh"
-
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
-  return v;
-}
-__device__ __forceinline__ uint2 load_shared8(uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-  return v;
-}
-// Sixteen bytes, past L1.
-__device__ __forceinline__ void copy_async16(uint32_t dst, const void* src) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
-}
+#include "gemm_w4a16/sm80_stream_k.cuh"
 
 // How BM rows of x and BN of w are shared out among warps, and what a stage holds.
 template <int BITS_, int BM_, int BN_, int WARPS_M_, int WARPS_N_>
@@ -54,7 +40,7 @@ struct SliceLoader {
   bool inside;                    // the block has all that it copies
 
   __device__ __forceinline__ void seek(const GemmW4A16Sm80Args& args) {
-    const TilePart part = TileWork<BM, BN>::part(args, index++);
+    const TilePart part = StreamK<BM, BN>::part(args, index++);
     const GemmW4A16Args& layer = args.layer;
     const uint32_t first = threadIdx.x / 8, row = part.row + first, column = part.begin * 64 + threadIdx.x % 8 * 8;
     const uint32_t tile = part.col / 16 + threadIdx.x / W_CHUNKS, tiles = layer.n_pad / 16;

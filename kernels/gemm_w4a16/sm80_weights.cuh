@@ -5,37 +5,6 @@
 
 #include "gemm_w4a16/sm80_ring.cuh"
 
-__device__ __forceinline__ uint32_t mul_16x2(f16, uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-// a * b - 0: sm_80 has no packed product of bf16.
-__device__ __forceinline__ uint32_t mul_16x2(bf16, uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000); }
-__device__ __forceinline__ uint32_t fma_16x2(f16, uint32_t a, uint32_t b, uint32_t c) { return fma_f16x2(a, b, c); }
-__device__ __forceinline__ uint32_t fma_16x2(bf16, uint32_t a, uint32_t b, uint32_t c) { return fma_bf16x2(a, b, c); }
-
-template <typename T>
-__device__ __forceinline__ uint32_t both(float v) {
-  return pack2<T>(v, v);
-}
-
-// Where scales go: on the f32 sums of a group; or on the weights, in the multiply-add that makes them (bf16 only), after it,
-// or after it in two parts, a 16-bit float and the rest.
-enum class Scaling { SUMS, FUSED, ONE_PART, TWO_PARTS };
-
-// The words of a code as bf16. The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133:
-// the first normal numbers go on in the same steps. So a mask makes a number of a code wherever in its byte it lies, and
-// one multiply-add brings it to size and takes the zero point away.
-template <int BITS, int HALF>
-__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, BITS>& codes, int i) {
-  if constexpr (BITS == 4) {
-    return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
-  } else {
-    return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
-  }
-}
-
 // Zero points and scales of one group for the 16 NT rows of w of a warp, ready for use, in shared memory of its own. A lane
 // makes them of two rows, 8 apart; all that need them read them again for every 16 columns. Registers for them are taken by sums.
 template <typename T, int BITS, bool CODEBOOK, int NT, Scaling SCALING>
@@ -67,7 +36,7 @@ struct GroupTable {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       scale[r] = inside ? args.w_scales[at + 8 * r] : 0.0f;
-      zero[r] = inside && args.w_zeros != nullptr ? args.w_zeros[at + 8 * r] : args.w_zero;
+      zero[r] = inside && args.w_zero_points != nullptr ? args.w_zero_points[at + 8 * r] : args.w_zero_point;
     }
   }
 

@@ -6,21 +6,10 @@
 
 #include "common/dtype.cuh"
 #include "common/linear_out.cuh"
+#include "common/load.cuh"
+#include "common/pipeline.cuh"
 #include "common/tma.cuh"
 #include "gemm_w4a16/dequant.cuh"
-
-__device__ __forceinline__ uint32_t mul_16x2(f16, uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-__device__ __forceinline__ uint32_t mul_16x2(bf16, uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-__device__ __forceinline__ uint32_t fma_16x2(f16, uint32_t a, uint32_t b, uint32_t c) { return fma_f16x2(a, b, c); }
-__device__ __forceinline__ uint32_t fma_16x2(bf16, uint32_t a, uint32_t b, uint32_t c) { return fma_bf16x2(a, b, c); }
 
 // A word of two bf16 numbers: 2^low and 2^high; one half of `pair`, twice.
 __device__ constexpr uint32_t bf16_powers(int low, int high) {
@@ -65,9 +54,7 @@ struct Fragments<f16, BITS> {
   }
 };
 
-// The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133: the first normal numbers go
-// on in the same steps. So a mask alone makes a number of a code, wherever in its byte it lies, and one multiply-add
-// brings it to size and takes the zero point away.
+// By `code_bits`.
 template <int BITS>
 struct Fragments<bf16, BITS> {
   static constexpr int LEAST = -133, HIGH_SHIFT = BITS == 4 ? 4 : 0;  // row g + 8's codes lie so much higher
@@ -98,34 +85,16 @@ struct Fragments<bf16, BITS> {
   __device__ __forceinline__ void make(const CodeTile<bf16, BITS>& codes, uint32_t (&a)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      uint32_t bits;
-      if constexpr (BITS == 4) {
-        bits = codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
-      } else {
-        bits = __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
-      }
-      a[i] = fma_bf16x2(bits, i % 2 == 0 ? factor_g : factor_g8, i % 2 == 0 ? offset_g : offset_g8);
+      a[i] = fma_bf16x2(code_bits<BITS, HALF>(codes, i), i % 2 == 0 ? factor_g : factor_g8, i % 2 == 0 ? offset_g : offset_g8);
     }
   }
 };
-
-// From shared memory. Left to itself the compiler takes sixteen bytes in four loads, which get in each other's way.
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
 
 // What one thread of a warpgroup has of a block at a shared address.
 template <typename T, int BITS>
 struct WeightBlock {
   static constexpr uint32_t CODE_BYTES = 1024 * BITS;
-  static constexpr int PARTS = BITS / 2;  // of sixteen bytes of codes
+  static constexpr int CHUNKS = BITS / 2;  // of sixteen bytes of codes
 
   uint32_t codes;       // its first sixteen bytes
   uint32_t parameters;  // its rows of the first group
@@ -134,98 +103,80 @@ struct WeightBlock {
       : codes(block + thread * 16), parameters(block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 4) {}
 
   // Tile j holds columns 32 j to 32 j + 31, two steps of sixteen.
-  __device__ __forceinline__ void load(int part, CodeTile<T, BITS> (&tiles)[4]) const {
-    const uint4 v = load_shared16(codes + part * 2048);
+  __device__ __forceinline__ void load(int chunk, CodeTile<T, BITS> (&tiles)[4]) const {
+    const uint4 v = load_shared16(codes + chunk * 2048);
     if constexpr (BITS == 4) {
-      tiles[2 * part] = {{v.x, v.y}};
-      tiles[2 * part + 1] = {{v.z, v.w}};
+      tiles[2 * chunk] = {{v.x, v.y}};
+      tiles[2 * chunk + 1] = {{v.z, v.w}};
     } else {
-      tiles[part] = {{v.x, v.y, v.z, v.w}};
+      tiles[chunk] = {{v.x, v.y, v.z, v.w}};
     }
   }
   __device__ __forceinline__ void load(CodeTile<T, BITS> (&tiles)[4]) const {
 #pragma unroll
-    for (int part = 0; part < PARTS; ++part) load(part, tiles);
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) load(chunk, tiles);
   }
 
   __device__ __forceinline__ GroupParameters group(const GemmW4A16Sm90Args& args, uint32_t index) const {
-    const uint32_t at = parameters + index * (1 + args.low_scales + args.zeros) * 128;
+    const uint32_t at = parameters + index * (1 + args.low_scales + args.has_zero_points) * 128;
     GroupParameters group;
     group.scales = load_shared4(at);
     group.low_scales = args.low_scales != 0 ? load_shared4(at + 128) : 0;
-    group.zeros = args.zeros != 0 ? load_shared4(at + 128 + args.low_scales * 128) : args.w_zero * 0x00010001u;
+    group.zeros = args.has_zero_points != 0 ? load_shared4(at + 128 + args.low_scales * 128) : args.w_zero_point * 0x00010001u;
     return group;
   }
   // Of blocks in one group whose scales are one 16-bit float and whose zero points are all the same: instructions count.
   __device__ __forceinline__ GroupParameters only_group(const GemmW4A16Sm90Args& args) const {
-    return {load_shared4(parameters), 0, args.w_zero * 0x00010001u};
+    return {load_shared4(parameters), 0, args.w_zero_point * 0x00010001u};
   }
 };
 
-// The ring of stages in dynamic shared memory: barriers, then for each stage x, 128 columns as two boxes of 64, and a block
-// of w for each of GROUPS. It has as many stages as there is room for before the last `tail` bytes.
-template <int TOKENS, int GROUPS>
-struct W4A16Ring {
-  static constexpr uint32_t HEAD_BYTES = 1024, MAX_STAGES = HEAD_BYTES / 16;
+// The ring, whose stages have x, 128 columns as two boxes of 64, and a block of w for each of ROW_BLOCKS. It has as many stages as
+// there is room for before the last `tail` bytes of dynamic shared memory.
+template <int TOKENS, int ROW_BLOCKS>
+struct W4A16Ring : Ring<uint32_t> {
   static constexpr uint32_t BOX_BYTES = TOKENS * 128;
 
-  uint32_t base, stage_bytes, stages;
-  uint32_t slot = 0, parity = 0;
-
   __device__ __forceinline__ W4A16Ring(uint32_t base, uint32_t block_bytes, uint32_t tail)
-      : base(base), stage_bytes((2 * BOX_BYTES + GROUPS * block_bytes + 1023) / 1024 * 1024) {
+      : Ring(0, (2 * BOX_BYTES + ROW_BLOCKS * block_bytes + 1023) / 1024 * 1024, base) {
     uint32_t bytes;
     asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
     stages = min((bytes - HEAD_BYTES - tail) / stage_bytes, MAX_STAGES);
   }
-
-  // Where the tail begins.
-  __device__ __forceinline__ uint32_t end() const { return HEAD_BYTES + stages * stage_bytes; }
-  __device__ __forceinline__ void init(uint32_t consumers) const {
-    for (uint32_t i = 0; i < stages; ++i) {
-      barrier_init(base + 8 * i, 1);
-      barrier_init(base + 8 * (MAX_STAGES + i), consumers);
-    }
-    barrier_init_fence();
-  }
-  __device__ __forceinline__ uint32_t full() const { return base + 8 * slot; }
-  __device__ __forceinline__ uint32_t empty() const { return base + 8 * (MAX_STAGES + slot); }
   __device__ __forceinline__ uint32_t x() const { return base + HEAD_BYTES + slot * stage_bytes; }
   __device__ __forceinline__ uint32_t w() const { return x() + 2 * BOX_BYTES; }
-  __device__ __forceinline__ void advance() {
-    if (++slot == stages) slot = 0, parity ^= 1;
-  }
 };
 
-// Writes 16 rows of w by 8 tokens of a warp's sums, laid out as products leave them, by way of TURN_BYTES of shared
+// Writes 16 rows of w by 8 tokens of a warp's sums, laid out as products leave them, by way of TRANSPOSE_BYTES of shared
 // memory of its own that bring neighbouring outputs together. SwiGLU finds gate and up of an output in one thread.
-constexpr uint32_t TURN_STRIDE = 20, TURN_BYTES = 8 * TURN_STRIDE * 4;  // no bank conflicts
+constexpr uint32_t TRANSPOSE_PITCH = GEMM_W4A16_SM90_TRANSPOSE_PITCH;  // floats between tokens: no bank conflicts
+constexpr uint32_t TRANSPOSE_BYTES = GEMM_W4A16_SM90_TRANSPOSE_BYTES;
 // GATED where the writer is.
 template <bool GATED>
-__device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,
+__device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* transpose, uint32_t token, uint32_t row,
                                            const float (&sums)[4]) {
   const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
   if constexpr (GATED) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) turn[(2 * t + i) * TURN_STRIDE + g] = writer.gated(row + g, sums[i], sums[2 + i]);
+    for (int i = 0; i < 2; ++i) transpose[(2 * t + i) * TRANSPOSE_PITCH + g] = writer.gated(row + g, sums[i], sums[2 + i]);
     __syncwarp();
-    const float2 pair = *reinterpret_cast<const float2*>(turn + g * TURN_STRIDE + 2 * t);
+    const float2 pair = *reinterpret_cast<const float2*>(transpose + g * TRANSPOSE_PITCH + 2 * t);
     writer.store_gated2(token + g, row / 2 + 2 * t, pair.x, pair.y);
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) turn[(2 * t + i % 2) * TURN_STRIDE + g + i / 2 * 8] = sums[i];
+    for (int i = 0; i < 4; ++i) transpose[(2 * t + i % 2) * TRANSPOSE_PITCH + g + i / 2 * 8] = sums[i];
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t at = i * 4 + lane / 8, column = lane % 8 * 2;
-      const float2 pair = *reinterpret_cast<const float2*>(turn + at * TURN_STRIDE + column);
+      const float2 pair = *reinterpret_cast<const float2*>(transpose + at * TRANSPOSE_PITCH + column);
       writer.store2(token + at, row + column, pair.x, pair.y);
     }
   }
 }
-__device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* turn, uint32_t token, uint32_t row,
+__device__ __forceinline__ void write_16x8(const LinearWriter& writer, float* transpose, uint32_t token, uint32_t row,
                                            const float (&sums)[4]) {
-  if (writer.is_gated()) return write_16x8<true>(writer, turn, token, row, sums);
-  write_16x8<false>(writer, turn, token, row, sums);
+  if (writer.is_gated()) return write_16x8<true>(writer, transpose, token, row, sums);
+  write_16x8<false>(writer, transpose, token, row, sums);
 }

@@ -1,6 +1,6 @@
 // Linear layer with grouped 4- or 8-bit weights on int8 activations (mma.sync), sm_80 and newer.
 //
-// Computes: a[g] = sum over k in group g of (x[m, k] - x_zero[m]) * (code[n, k] - zero[g, n]), exact in int32. One group:
+// Computes: a[g] = sum over k in group g of (x[m, k] - x_zero_point[m]) * (code[n, k] - zero[g, n]), exact in int32. One group:
 //           y = (float(a) * x_scale[m]) * w_scale[n]. Several: y = fma(float(a[g]), w_scale[g, n], y) from 0 in
 //           ascending order, then y * x_scale[m]. Then bias.
 // Layout:   x row-major, rows of exactly k bytes; w in fragment order (docs/formats.md). Within each 32 columns lane
@@ -14,7 +14,10 @@
 
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
-#include "gemm_w8a8/epilogue.cuh"
+#include "common/tile_order.cuh"
+#include "gemm_w4a8/abi.h"
+#include "gemm_w4a8/configs.h"
+#include "common/epilogue.cuh"
 
 // Four unsigned nibbles, one to a byte, minus `zeros` (0..16 in each byte), as four int8: bit 7 keeps each byte's
 // borrow to itself and is flipped back.
@@ -68,11 +71,11 @@ struct GemmW4A8 {
     Zeros z;
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
-      z.g[j] = z.g8[j] = args.w_zero * 0x01010101u;
+      z.g[j] = z.g8[j] = args.w_zero_point * 0x01010101u;
       const uint32_t col = first_col + j * 16 + threadIdx.x % 32 / 4;
-      if (BITS == 4 && args.w_zeros != nullptr && col < args.n_pad) {
-        z.g[j] = args.w_zeros[static_cast<size_t>(group) * args.n_pad + col] * 0x01010101u;
-        z.g8[j] = args.w_zeros[static_cast<size_t>(group) * args.n_pad + col + 8] * 0x01010101u;
+      if (BITS == 4 && args.w_zero_points != nullptr && col < args.n_pad) {
+        z.g[j] = args.w_zero_points[static_cast<size_t>(group) * args.n_pad + col] * 0x01010101u;
+        z.g8[j] = args.w_zero_points[static_cast<size_t>(group) * args.n_pad + col + 8] * 0x01010101u;
       }
     }
     return z;
@@ -183,7 +186,7 @@ struct GemmW4A8 {
     });
   }
 
-  // Ends a group: acc = fma(float(sum - x_zero * w_sum), scale, acc), or the bare float when there is one group; in mode
+  // Ends a group: acc = fma(float(sum - x_zero_point * w_sum), scale, acc), or the bare float when there is one group; in mode
   // FIXED the bits of the exact sum.
   static __device__ __forceinline__ void flush(const GemmW4A8Args& args, float (&acc)[MT][2 * NT][4],
                                                int32_t (&sum)[MT][2 * NT][4], const float2 (&scales)[2 * NT],
@@ -239,15 +242,13 @@ struct GemmW4A8 {
   }
 };
 
-// The configurations; src/device/cuda/choose.rs has the same table (a test compares them) and the choice.
-#define GEMM_W4A8(BITS, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)                  \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, BLOCKS)     \
-      gemm_grouped_w##BITS##a8_##BM##x##BN(const __grid_constant__ GemmW4A8Args args) {    \
-    GemmW4A8<BITS, BM, BN, WARPS_M, WARPS_N, STAGES>::run(args);                   \
+// The kernels of configs.h.
+#define GEMM_GROUPED(BITS, BM, BN, WARPS_M, WARPS_N, STAGES, MIN_BLOCKS)                \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, MIN_BLOCKS)      \
+      gemm_grouped_w##BITS##a8_##BM##x##BN(const __grid_constant__ GemmW4A8Args args) { \
+    GemmW4A8<BITS, BM, BN, WARPS_M, WARPS_N, STAGES>::run(args);                        \
   }
-#define GEMM_W4A8_BITS(BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS) \
-  GEMM_W4A8(4, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)         \
-  GEMM_W4A8(8, BM, BN, WARPS_M, WARPS_N, STAGES, BLOCKS)
-GEMM_W4A8_BITS(16, 64, 1, 4, 6, 2)
-GEMM_W4A8_BITS(64, 64, 2, 2, 4, 2)
-GEMM_W4A8_BITS(128, 128, 2, 4, 3, 1)
+#define GEMM_GROUPED_W4A8(...) GEMM_GROUPED(4, __VA_ARGS__)
+#define GEMM_GROUPED_W8A8(...) GEMM_GROUPED(8, __VA_ARGS__)
+GEMM_W4A8_SM80(GEMM_GROUPED_W4A8)
+GEMM_W4A8_SM80(GEMM_GROUPED_W8A8)

@@ -4,10 +4,13 @@
 // products with zero points (docs/formats.md).
 #pragma once
 
-#include "abi_w4a8.h"
-#include "common/block_ring.cuh"
+#include "common/pipeline.cuh"
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
+#include "gemm_w4a8/abi.h"
+
+// Its stages have x, swizzled, and behind it blocks of w.
+using BlockRing = Ring<const uint32_t&>;
 
 // `descriptor` so many sixteen bytes further on. Of a sum of 64 bits the compiler makes several instructions for each product.
 __device__ __forceinline__ uint64_t matrix_at(uint64_t descriptor, uint32_t sixteens) {

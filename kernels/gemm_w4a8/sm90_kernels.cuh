@@ -1,25 +1,26 @@
 // How kernels of W4A8 and W2A8 on sm_90a are made of a configuration.
 #pragma once
 
-#include "gemm_w4a8/sm90_few.cuh"
-#include "gemm_w4a8/sm90_split.cuh"
-#include "gemm_w4a8/sm90_tile.cuh"
+#include "gemm_w4a8/configs.h"
+#include "gemm_w4a8/sm90_warp_split_k.cuh"
+#include "gemm_w4a8/sm90_split_k.cuh"
+#include "gemm_w4a8/sm90_persistent.cuh"
 
 // CODES of w (sm90_block.cuh); X: int8_t or uint8_t.
-#define GEMM_SM90_TILE(NAME, CODES, X, TOKENS, GROUPS, RESIDENT)                                            \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Tile<CODES, X, TOKENS, GROUPS>::THREADS), RESIDENT) \
-      NAME##_##TOKENS##x##GROUPS(const __grid_constant__ GemmW4A8Sm90Args args) {                          \
-    GemmW4A8Tile<CODES, X, TOKENS, GROUPS>::run(args);                                                      \
+#define GEMM_PERSISTENT(NAME, CODES, X, TOKENS, ROW_BLOCKS, MIN_BLOCKS)                                           \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8Persistent<CODES, X, TOKENS, ROW_BLOCKS>::THREADS), MIN_BLOCKS) \
+      NAME##_persistent_##TOKENS##x##ROW_BLOCKS(const __grid_constant__ GemmW4A8Sm90Args args) {                  \
+    GemmW4A8Persistent<CODES, X, TOKENS, ROW_BLOCKS>::run(args);                                                        \
   }
-// Few rows of either.
-#define GEMM_SM90_FEW(NAME, CODES, TOKENS, SIXTEENS, PARTS, RESIDENT)                                              \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Few<CODES, TOKENS, SIXTEENS, PARTS>::THREADS), RESIDENT)   \
-      NAME##_few_##TOKENS##x##SIXTEENS##x##PARTS(const __grid_constant__ GemmW4A8Sm90Args args) {                 \
-    GemmW4A8Few<CODES, TOKENS, SIXTEENS, PARTS>::run(args);                                                        \
+// Of either X.
+#define GEMM_WARP_SPLIT_K(NAME, CODES, TOKENS, ROW_TILES, WARPS_K, MIN_BLOCKS)                                         \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8WarpSplitK<CODES, TOKENS, ROW_TILES, WARPS_K>::THREADS), MIN_BLOCKS)  \
+      NAME##_warp_split_k_##TOKENS##x##ROW_TILES##x##WARPS_K(const __grid_constant__ GemmW4A8Sm90Args args) {          \
+    GemmW4A8WarpSplitK<CODES, TOKENS, ROW_TILES, WARPS_K>::run(args);                                                         \
   }
-// Of rows that are one group, k split.
-#define GEMM_SM90_SPLIT(NAME, CODES, TOKENS, GROUPS, PARTS, RESIDENT)                                             \
-  extern "C" __global__ void __launch_bounds__((GemmW4A8Split<CODES, TOKENS, GROUPS, PARTS>::THREADS), RESIDENT) \
-      NAME##_split_##TOKENS##x##GROUPS##x##PARTS(const __grid_constant__ GemmW4A8Sm90Args args) {                \
-    GemmW4A8Split<CODES, TOKENS, GROUPS, PARTS>::run(args);                                                      \
+// Of either X, where rows of w are one group.
+#define GEMM_SPLIT_K(NAME, CODES, TOKENS, ROW_BLOCKS, WARPGROUPS_K, MIN_BLOCKS)                                                \
+  extern "C" __global__ void __launch_bounds__((GemmW4A8SplitK<CODES, TOKENS, ROW_BLOCKS, WARPGROUPS_K>::THREADS), MIN_BLOCKS)  \
+      NAME##_split_k_##TOKENS##x##ROW_BLOCKS##x##WARPGROUPS_K(const __grid_constant__ GemmW4A8Sm90Args args) {                 \
+    GemmW4A8SplitK<CODES, TOKENS, ROW_BLOCKS, WARPGROUPS_K>::run(args);                                                         \
   }

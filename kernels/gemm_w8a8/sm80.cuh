@@ -1,20 +1,22 @@
 // W8A8 linear layer on int8 tensor cores (mma.sync), sm_80 and newer.
 //
-// Computes: y[m, n] = epilogue(sum_k (x[m, k] - x_zero[m]) * w[n, k]), s8 or u8 x s8 -> s32, then epilogue.cuh, then
+// Computes: y[m, n] = epilogue(sum_k (x[m, k] - x_zero_point[m]) * w[n, k]), s8 or u8 x s8 -> s32, then epilogue.cuh, then
 //           bias and what common/linear_fused.cuh does.
 // Layout:   x and w row-major with rows of exactly k bytes, k a multiple of 16 so that every row starts on 16 bytes.
 // Grid:     one block a BM x BN tile of y, WARPS_M x WARPS_N warps, each a (BM / WARPS_M) x (BN / WARPS_N) part.
 // Shared:   STAGES * (BM + BN) * BK bytes: a ring of k-slices filled by cp.async, each row's 16-byte chunks permuted
 //           so that ldmatrix meets no bank conflict.
 // Numerics: exact in int32 whatever the tile; the epilogue fixes every float operation. Same bits as the CPU.
-// Limits:   k a multiple of 16 (gemm_any takes the rest), |x - x_zero| * |w| * k under 2^31.
+// Limits:   k a multiple of 16 (gemm_any takes the rest), |x - x_zero_point| * |w| * k under 2^31.
 
 #pragma once
 
 #include "common/async_copy.cuh"
 #include "common/mma.cuh"
-#include "gemm_w8a8/epilogue.cuh"
-#include "gemm_w8a8/outliers.cuh"
+#include "common/tile_order.cuh"
+#include "gemm_w8a8/abi.h"
+#include "common/epilogue.cuh"
+#include "gemm_w8a8/sm80_outliers.cuh"
 
 // U8: x is uint8. Its zero point counts as read, so that nothing but the instruction differs.
 template <int BM, int BN, int BK, int WARPS_M, int WARPS_N, int STAGES, bool U8, typename Outlier = void>

@@ -1,8 +1,8 @@
 // Rows picked by index: the embedding of token ids, and the rows whose logits are wanted.
 
-#include "abi.h"
 #include "common/dtype.cuh"
 #include "common/overlap.cuh"
+#include "ops/abi.h"
 
 // Computes out[r, :] = table[ids[r], :] in f32. Grid: one block a row. Exact.
 template <typename T>

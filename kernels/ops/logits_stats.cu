@@ -4,6 +4,7 @@
 
 #include "common/overlap.cuh"
 #include "common/reduce.cuh"
+#include "ops/abi.h"
 
 // The largest logit and its lowest id.
 struct Best {

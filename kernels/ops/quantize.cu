@@ -1,7 +1,7 @@
 // Quantizes or gathers activations that no producer could: the attention output, mostly.
 
-#include "common/emit.cuh"
 #include "common/overlap.cuh"
+#include "ops/emit.cuh"
 
 template <typename T>
 struct PlainRow {

@@ -1,7 +1,7 @@
 // Weights from the order of a checkpoint's file into the layouts of the linear kernels, while a model is loaded.
 //
 // Computes  one weight [n, k] in one layout of docs/formats.md ("Kernel layouts"), byte for byte what the host's packer
-//           (src/device/cuda/pack.rs) writes, with everything that lies beside the codes.
+//           (src/device/cuda/gemm/pack.rs) writes, with everything that lies beside the codes.
 // Reads     codes as files have them: words packed along rows or down columns, in AWQ's order, bytes. A code is looked up
 //           by its row and column, so that stacking, the rows' order (gate and up in turns, a later layer's act-order) and
 //           the columns' (act-order) are a table each, and every layout reads every storage.
@@ -10,9 +10,9 @@
 // Numerics  exact; halves of scales are rounded to nearest even.
 // Limits    n, k and 16-byte units below 2^32.
 
-#include "abi_repack.h"
 #include "common/dtype.cuh"
 #include "common/overlap.cuh"
+#include "ops/abi.h"
 
 // Code of a row and a column of the parts, which are there.
 __device__ __forceinline__ uint32_t stored_code(const RepackArgs& args, uint32_t row, uint32_t column) {
@@ -53,8 +53,8 @@ __device__ __forceinline__ uint32_t stored_code(const RepackArgs& args, uint32_t
 }
 
 __device__ __forceinline__ int32_t zero_point(const RepackArgs& args, uint32_t row, uint32_t group) {
-  if (args.zeros == nullptr) return args.zero;
-  return static_cast<int32_t>(args.zeros[static_cast<size_t>(row) * args.groups + group]);
+  if (args.zero_points == nullptr) return args.zero_point;
+  return static_cast<int32_t>(args.zero_points[static_cast<size_t>(row) * args.groups + group]);
 }
 
 // Code of a row and a column of the weight, or that minus its zero point; 0 in the padding.
@@ -62,7 +62,7 @@ __device__ __forceinline__ uint32_t value_at(const RepackArgs& args, uint32_t ro
   if (row >= args.n || column >= args.k) return 0;
   const uint32_t from = args.rows == nullptr ? row : args.rows[row];
   const uint32_t code = stored_code(args, from, args.columns == nullptr ? column : args.columns[column]);
-  return args.steps ? code - zero_point(args, row, column / args.group_size) : code;
+  return args.subtract_zeros ? code - zero_point(args, row, column / args.group_size) : code;
 }
 
 // Eight values of a row as bytes.
@@ -140,7 +140,7 @@ template <typename T>
 __device__ void blocks16(const RepackArgs& args) {
   const uint32_t unit = unit_index();
   if (unit >= args.units) return;
-  const uint32_t planes = 1 + args.low_scales + args.zero_points;
+  const uint32_t planes = 1 + args.low_scales + args.has_zero_points;
   const uint32_t code_units = 64 * args.container, block_units = code_units + args.block_groups * planes * 8;
   const uint32_t slices = (args.k + 127) / 128, block = unit / block_units, at = unit % block_units;
   const uint32_t first_row = block / slices * 64, first_column = block % slices * 128;

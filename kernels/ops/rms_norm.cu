@@ -1,7 +1,7 @@
 // RMSNorm of the residual stream, emitted as a linear layer's input.
 
-#include "common/norm.cuh"
 #include "common/overlap.cuh"
+#include "ops/norm.cuh"
 
 struct ResidualRow {
   const float* x;

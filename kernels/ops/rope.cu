@@ -5,6 +5,7 @@
 #include "common/dtype.cuh"
 #include "common/overlap.cuh"
 #include "common/reduce.cuh"
+#include "ops/abi.h"
 
 // Computes   x / sqrt(mean(x^2) + eps) * weight for every query and key head.
 // Grid       one warp a head, LOWBIT_QK_NORM_WARPS a block.

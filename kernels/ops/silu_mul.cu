@@ -1,8 +1,8 @@
 // The gated activation of the MLP, emitted as the down projection's input.
 
 #include "common/activation.cuh"
-#include "common/emit.cuh"
 #include "common/overlap.cuh"
+#include "ops/emit.cuh"
 
 template <typename T>
 struct GatedRow {

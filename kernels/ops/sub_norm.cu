@@ -1,8 +1,8 @@
 // RMSNorm inside attention and MLP (BitNet), of activations, emitted as the input of the layer behind it.
 
 #include "common/activation.cuh"
-#include "common/norm.cuh"
 #include "common/overlap.cuh"
+#include "ops/norm.cuh"
 
 // A row of activations, or of relu(gate)^2 * up.
 template <typename T>

@@ -5,11 +5,12 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
-use super::gptq::{self, transpose};
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes, WORDS};
+use super::order::transpose;
+use super::tool_fields::TOOL_FIELDS;
 
 const UNDERSTOOD: &[&str] = &[
     "bits",
@@ -57,7 +58,7 @@ pub(super) struct Awq {
 
 impl Awq {
     pub(super) fn parse(o: &Object) -> Result<Awq> {
-        o.refuse_unknown(&[UNDERSTOOD, HARMLESS, gptq::HARMLESS])?;
+        o.refuse_unknown(&[UNDERSTOOD, HARMLESS, TOOL_FIELDS])?;
         for field in ["bits", "w_bit"] {
             if let Some(bits) = o.integer(field, 0..=64)?.filter(|&b| b != i64::from(BITS)) {
                 return Err(o.error(field, format!("expected 4 for AWQ, got {bits}")));
@@ -90,9 +91,9 @@ impl Awq {
                 return Err(Error::unsupported(what, "Use a checkpoint in the layout `gemm`, `gemv` or `gemv_fast`"));
             }
         };
-        let group_size = match super::quantization::group_size(o, "group_size")? {
+        let group_size = match o.group_size("group_size")? {
             Some(g) => g,
-            None => super::quantization::group_size(o, "q_group_size")?.unwrap_or(Some(128)),
+            None => o.group_size("q_group_size")?.unwrap_or(Some(128)),
         };
         if version != Version::Gemm && !matches!(group_size, Some(g) if g >= 32) {
             return Err(o.error("group_size", "this AWQ layout has groups of 32, 64, 128 or more"));
@@ -153,7 +154,7 @@ impl Awq {
             weight_bits: BITS,
             group_size: self.group_size.filter(|&g| g < k),
             symmetric: !self.zero_point,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: false,
             activation: ActQuant::None,
         }
@@ -180,7 +181,8 @@ impl Awq {
         };
         let zeros =
             if self.zero_point { self.zeros(m, n, groups, padded, &scales)? } else { self.no_zeros(m, n, groups)? };
-        let weight = QuantWeight { n, k, bits: BITS, group_size, codes, scales, zeros, order: None, codebook: None };
+        let weight =
+            QuantWeight { n, k, bits: BITS, group_size, codes, scales, zeros, order: None, encoding: Encoding::Affine };
         Ok(LinearWeight { weight: Weight::Quant(weight), bias: m.bias()?, activation: ActQuant::None })
     }
 

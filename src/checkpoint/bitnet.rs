@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use crate::error::Result;
 use crate::quant::ternary::Ternary;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Scheme, Weight};
 
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes};
@@ -112,7 +112,7 @@ impl BitNet {
             weight_bits: 2,
             group_size: None,
             symmetric: true,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: false,
             activation: ActQuant::DynamicPerToken,
         })

@@ -5,7 +5,7 @@ use safetensors::Dtype;
 
 use crate::error::Result;
 use crate::quant::table::columns_of_block;
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
+use crate::quant::{ActQuant, Codebook, Encoding, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 use super::json::{self, Object};
 use super::module::{FLOATS, Module, Sizes};
@@ -135,7 +135,7 @@ impl BitsAndBytes {
             weight_bits: self.bits,
             group_size: four.map(|s| s.group()).filter(|&g| g < sizes.k),
             symmetric: true,
-            codebook: four.map(|s| table(m, &s)).transpose()?,
+            encoding: four.map_or(Ok(Encoding::Affine), |s| table(m, &s).map(Encoding::Codebook))?,
             act_order: false,
             activation: self.activation(),
         })
@@ -164,7 +164,17 @@ fn check_int8(m: &mut Module) -> Option<Sizes> {
 fn read_int8(m: &Module, Sizes { n, k }: Sizes) -> Result<QuantWeight> {
     let codes = Stored::new(m.shared("weight")?, n, k, 8, Storage::Bytes { offset: 128 }).into();
     let scales = m.scales("SCB")?.into_iter().map(|s| s / 127.0).collect();
-    Ok(QuantWeight { n, k, bits: 8, group_size: k, codes, scales, zeros: vec![128.0; n], order: None, codebook: None })
+    Ok(QuantWeight {
+        n,
+        k,
+        bits: 8,
+        group_size: k,
+        codes,
+        scales,
+        zeros: vec![128.0; n],
+        order: None,
+        encoding: Encoding::Affine,
+    })
 }
 
 impl State {
@@ -297,8 +307,8 @@ fn read_4bit(m: &Module) -> Result<QuantWeight> {
     let groups = k / group_size;
     let scales: Vec<f32> = (0..n * groups).map(|g| absmax[g * group_size / state.block]).collect();
     let zeros = vec![0.0; scales.len()];
-    let codebook = Some(table(m, &state)?);
-    Ok(QuantWeight { n, k, bits: Codebook::BITS, group_size, codes, scales, zeros, order: None, codebook })
+    let encoding = Encoding::Codebook(table(m, &state)?);
+    Ok(QuantWeight { n, k, bits: Codebook::BITS, group_size, codes, scales, zeros, order: None, encoding })
 }
 
 /// The table that codes point into.

@@ -1,17 +1,17 @@
-//! compressed-tensors checkpoints (llm-compressor): packed and int8-stored integer weights, docs/formats.md section 4.
+//! compressed-tensors checkpoints (llm-compressor): packed and int8-stored integer weights, and FP8 ones; docs/formats.md section 4.
 
 use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
-use crate::quant::{ActQuant, Codes, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
+use crate::quant::{ActQuant, Codes, Encoding, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 pub(super) use super::compressed_config::CompressedTensors;
 use super::compressed_config::{Activations, Format, GroupScheme, Strategy};
-use super::gptq::transpose;
+use super::fp8::{self, Block};
 use super::module::{FLOATS, Module, Sizes, WORDS};
-use super::order::{self, sort_by_group};
+use super::order::{self, sort_by_group, transpose};
 
 const INTEGERS: &[Dtype] = &[Dtype::I8, Dtype::I32, Dtype::I64];
 
@@ -25,27 +25,24 @@ impl CompressedTensors {
         let sizes = match s.format {
             Format::Packed => self.check_packed(m, s)?,
             Format::Int => m.matrix("weight", &[Dtype::I8]).map(|(n, k)| Sizes { n, k }),
+            Format::Float => return Ok(s.check_float(m)),
         };
         let Some(Sizes { n, k }) = sizes else { return Ok(None) };
         let groups = s.groups(k);
-        match (s.strategy, s.format) {
-            (Strategy::Tensor, _) => m.need("weight_scale", FLOATS, &[&[1], &[], &[1, 1]]),
-            (Strategy::Channel, _) => m.need("weight_scale", FLOATS, &[&[n, 1], &[n]]),
-            (Strategy::Group(_), _) => m.need("weight_scale", FLOATS, &[&[n, groups]]),
-        }
-        let zero_shapes: &[&[usize]] = match s.strategy {
+        let shapes: &[&[usize]] = match s.strategy {
             Strategy::Tensor => &[&[1], &[], &[1, 1]],
             Strategy::Channel => &[&[n, 1], &[n]],
-            Strategy::Group(_) => &[&[n, groups]],
+            Strategy::Group(_) | Strategy::Block(_) => &[&[n, groups]],
         };
+        m.need("weight_scale", FLOATS, shapes);
         match (s.packs_zeros(), s.symmetric) {
             (true, false) => {
                 let shapes = [Packing::Dense, Packing::Aligned].map(|p| [p.words(n, s.bits), groups]);
                 m.need("weight_zero_point", WORDS, &[&shapes[0], &shapes[1]]);
             }
-            (false, false) => m.need("weight_zero_point", INTEGERS, zero_shapes),
+            (false, false) => m.need("weight_zero_point", INTEGERS, shapes),
             (_, true) => {
-                m.optional("weight_zero_point", INTEGERS, zero_shapes);
+                m.optional("weight_zero_point", INTEGERS, shapes);
             }
         }
         if let Activations::StaticPerTensor { symmetric } = s.activations {
@@ -85,13 +82,17 @@ impl CompressedTensors {
         Ok(Some(Sizes { n, k: k as usize }))
     }
 
-    pub(super) fn scheme(&self, m: &Module, Sizes { k, .. }: Sizes) -> Result<Scheme> {
+    pub(super) fn scheme(&self, m: &Module, sizes: Sizes) -> Result<Scheme> {
         let Some(s) = self.scheme_for(m)? else { return Ok(m.dense_scheme()) };
+        if s.format == Format::Float {
+            return Ok(s.block().scheme(sizes));
+        }
+        let k = sizes.k;
         Ok(Scheme {
             weight_bits: s.bits,
             group_size: Some(s.group_size(k)).filter(|&g| g < k),
             symmetric: s.symmetric,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: s.order(m, k)?.is_some(),
             activation: s.activation(m)?,
         })
@@ -112,12 +113,14 @@ impl CompressedTensors {
                 (Stored::new(m.shared("weight")?, n, k, 8, Storage::Bytes { offset: 128 }).into(), Packing::Dense)
             }
             Format::Int => (s.unsigned_bytes(m, "weight")?.into(), Packing::Dense),
+            Format::Float => return s.block().read(m, sizes, "weight_scale"),
         };
         let groups = s.groups(k);
         let scales = spread(m.scales("weight_scale")?, n * groups);
         let zeros = s.zeros(m, n, groups, packing)?;
         let (bits, group_size) = (s.bits, s.group_size(k));
-        let mut weight = QuantWeight { n, k, bits, group_size, codes, scales, zeros, order: None, codebook: None };
+        let mut weight =
+            QuantWeight { n, k, bits, group_size, codes, scales, zeros, order: None, encoding: Encoding::Affine };
         if let Some(order) = s.order(m, k)? {
             order::apply(&mut weight, order);
         }
@@ -126,9 +129,35 @@ impl CompressedTensors {
 }
 
 impl GroupScheme {
+    /// What shares a scale in FP8.
+    fn block(&self) -> Block {
+        match self.strategy {
+            Strategy::Tensor => Block::TENSOR,
+            Strategy::Channel => Block::CHANNEL,
+            Strategy::Group(columns) => Block { rows: 1, columns },
+            Strategy::Block(block) => block,
+        }
+    }
+
+    fn check_float(&self, m: &mut Module) -> Option<Sizes> {
+        let sizes = self.block().check(m, "weight_scale");
+        // Some writers keep the zeros that every symmetric scheme has.
+        if m.has("weight_zero_point") {
+            m.used.push("weight_zero_point");
+            if m.bytes("weight_zero_point").iter().any(|&byte| byte != 0) {
+                m.problem("weight_zero_point", "has other values than 0, which FP8 weights cannot have");
+            }
+        }
+        if let (Some(_), Activations::Fp8 { is_static }) = (sizes, self.activations) {
+            fp8::note_activations(m, is_static, &["input_scale"]);
+        }
+        sizes
+    }
+
     fn group_size(&self, k: usize) -> usize {
         match self.strategy {
             Strategy::Group(g) => g.min(k),
+            Strategy::Block(block) => block.columns.min(k),
             Strategy::Tensor | Strategy::Channel => k,
         }
     }
@@ -208,12 +237,11 @@ impl GroupScheme {
     }
 
     fn activation(&self, m: &Module) -> Result<ActQuant> {
-        let Activations::StaticPerTensor { symmetric } = self.activations else {
-            return Ok(match self.activations {
-                Activations::None => ActQuant::None,
-                Activations::DynamicPerToken { symmetric: false } => ActQuant::DynamicAsymmetric,
-                _ => ActQuant::DynamicPerToken,
-            });
+        let symmetric = match self.activations {
+            Activations::None | Activations::Fp8 { .. } => return Ok(ActQuant::None),
+            Activations::DynamicPerToken { symmetric: false } => return Ok(ActQuant::DynamicAsymmetric),
+            Activations::DynamicPerToken { symmetric: true } => return Ok(ActQuant::DynamicPerToken),
+            Activations::StaticPerTensor { symmetric } => symmetric,
         };
         let scale = m.scales("input_scale")?[0];
         if scale <= 0.0 {

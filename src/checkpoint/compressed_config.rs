@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result};
 
+use super::fp8::Block;
 use super::json::Object;
 use super::pattern::Pattern;
-use super::quantization::group_size;
 
 const TOP: &[&str] = &[
     "config_groups",
@@ -42,14 +42,23 @@ pub(super) enum Strategy {
     Tensor,
     Channel,
     Group(usize),
+    Block(Block),
 }
 
 /// Activations of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activations {
     None,
-    DynamicPerToken { symmetric: bool },
-    StaticPerTensor { symmetric: bool },
+    DynamicPerToken {
+        symmetric: bool,
+    },
+    StaticPerTensor {
+        symmetric: bool,
+    },
+    /// FP8, under scales of the file or of the live values; not run so.
+    Fp8 {
+        is_static: bool,
+    },
 }
 
 /// How codes are stored.
@@ -59,6 +68,8 @@ pub(super) enum Format {
     Packed,
     /// `weight`, one code in each int8.
     Int,
+    /// `weight`, FP8.
+    Float,
 }
 
 /// Scheme of one config group.
@@ -173,21 +184,27 @@ fn scheme(group: &Object, default_format: Option<&str>) -> Result<Option<GroupSc
     if !group.is_neutral("output_activations") {
         return Err(unsupported(group, "output_activations", "quantized outputs"));
     }
-    let activations = match group.object("input_activations")? {
-        Some(args) => activations(&args)?,
-        None => Activations::None,
-    };
     let Some(w) = group.object("weights")? else {
-        if activations != Activations::None {
+        if !group.is_neutral("input_activations") {
             return Err(unsupported(group, "input_activations", "quantized activations with unquantized weights"));
         }
         return Ok(None);
     };
-    let format = match group.str("format")?.or(default_format) {
-        Some("pack-quantized") => Format::Packed,
-        Some("int-quantized" | "naive-quantized") => Format::Int,
-        Some(other) => return Err(unsupported(group, "format", &format!("the format `{other}`"))),
-        None => return Err(group.error("format", "missing, and there is no `format` for all groups")),
+    let Some(name) = group.str("format")?.or(default_format) else {
+        return Err(group.error("format", "missing, and there is no `format` for all groups"));
+    };
+    let format = match (name, w.str("type")?.unwrap_or("int")) {
+        ("pack-quantized", "int") => Format::Packed,
+        ("int-quantized" | "naive-quantized", "int") => Format::Int,
+        ("float-quantized" | "naive-quantized", "float") => Format::Float,
+        ("pack-quantized" | "int-quantized" | "naive-quantized" | "float-quantized", other) => {
+            return Err(unsupported(&w, "type", &format!("`{other}` codes in the format `{name}`")));
+        }
+        (other, _) => return Err(unsupported(group, "format", &format!("the format `{other}`"))),
+    };
+    let activations = match group.object("input_activations")? {
+        Some(args) => activations(&args, format)?,
+        None => Activations::None,
     };
     let (bits, symmetric) = args(&w)?;
     if w.get("dynamic").is_some_and(|d| *d != false) {
@@ -199,41 +216,79 @@ fn scheme(group: &Object, default_format: Option<&str>) -> Result<Option<GroupSc
         Some("true" | "group" | "dynamic") => true,
         Some(other) => return Err(w.error("actorder", format!("expected group, weight or static, got `{other}`"))),
     };
-    let size = group_size(&w, "group_size")?.flatten();
-    let inferred = if size.is_some() {
+    if format != Format::Float {
+        if !w.is_neutral("block_structure") {
+            return Err(unsupported(&w, "block_structure", "block scales of integers"));
+        }
+        if w.str("strategy")? == Some("block") {
+            return Err(unsupported(&w, "strategy", "weight scales by `block` of integers"));
+        }
+    }
+    let strategy = strategy(&w)?;
+    match format {
+        Format::Packed if act_order && !matches!(strategy, Strategy::Group(_)) => {
+            return Err(w.error("actorder", "expected null without groups"));
+        }
+        Format::Float if act_order => return Err(unsupported(&w, "actorder", "reordered columns in FP8")),
+        _ => {}
+    }
+    Ok(Some(GroupScheme { bits, symmetric, strategy, act_order, activations, format }))
+}
+
+/// Where the scales of a weight apply.
+fn strategy(w: &Object) -> Result<Strategy> {
+    let size = w.group_size("group_size")?.flatten();
+    let block = Block::parse(w, "block_structure")?;
+    let inferred = if block.is_some() {
+        "block"
+    } else if size.is_some() {
         "group"
     } else if w.get("group_size").is_some() {
         "channel"
     } else {
         "tensor"
     };
-    let strategy = match (w.str("strategy")?.unwrap_or(inferred), size) {
-        ("tensor", _) => Strategy::Tensor,
-        ("channel", _) => Strategy::Channel,
-        ("group", Some(size)) => Strategy::Group(size),
-        ("group", None) => return Err(w.error("group_size", "missing; the strategy `group` needs a positive number")),
-        (other, _) => return Err(unsupported(&w, "strategy", &format!("weight scales by `{other}`"))),
-    };
-    if format == Format::Packed && act_order && !matches!(strategy, Strategy::Group(_)) {
-        return Err(w.error("actorder", "expected null without groups"));
+    let strategy = w.str("strategy")?.unwrap_or(inferred);
+    if block.is_some() && strategy != "block" {
+        return Err(w.error("block_structure", format!("expected null with the strategy `{strategy}`")));
     }
-    Ok(Some(GroupScheme { bits, symmetric, strategy, act_order, activations, format }))
+    match (strategy, size, block) {
+        ("tensor", ..) => Ok(Strategy::Tensor),
+        ("channel", ..) => Ok(Strategy::Channel),
+        ("group", Some(size), _) => Ok(Strategy::Group(size)),
+        ("group", None, _) => Err(w.error("group_size", "missing; the strategy `group` needs a positive number")),
+        ("block", _, Some(block)) => Ok(Strategy::Block(block)),
+        ("block", _, None) => Err(w.error("block_structure", "missing; the strategy `block` needs two sizes")),
+        (other, ..) => Err(unsupported(w, "strategy", &format!("weight scales by `{other}`"))),
+    }
 }
 
-fn activations(a: &Object) -> Result<Activations> {
+/// Activations of weights in `format`: integers with integers, FP8 with FP8.
+fn activations(a: &Object, format: Format) -> Result<Activations> {
     let (bits, symmetric) = args(a)?;
+    let is_float = match (a.str("type")?.unwrap_or("int"), format) {
+        ("int", Format::Packed | Format::Int) => false,
+        ("float", Format::Float) => true,
+        (other, Format::Float) => return Err(unsupported(a, "type", &format!("`{other}` activations of FP8 weights"))),
+        (other, _) => return Err(unsupported(a, "type", &format!("`{other}` codes"))),
+    };
     if bits != 8 {
         return Err(unsupported(a, "num_bits", &format!("activations of {bits} bits")));
     }
     if !a.is_neutral("actorder") {
         return Err(a.error("actorder", "expected null for activations"));
     }
+    if !a.is_neutral("block_structure") {
+        return Err(unsupported(a, "block_structure", "activation scales by blocks"));
+    }
     let dynamic = a.get("dynamic").is_some_and(|d| *d != false);
     if a.str("dynamic").is_ok_and(|s| s.is_some()) {
         return Err(unsupported(a, "dynamic", "locally dynamic activations"));
     }
-    let default = if group_size(a, "group_size")?.is_some() { "group" } else { "tensor" };
+    let default = if a.group_size("group_size")?.is_some() { "group" } else { "tensor" };
     match (dynamic, a.str("strategy")?.unwrap_or(default)) {
+        (true, "token" | "tensor" | "group") if is_float => Ok(Activations::Fp8 { is_static: false }),
+        (false, "tensor") if is_float => Ok(Activations::Fp8 { is_static: true }),
         (true, "token") => Ok(Activations::DynamicPerToken { symmetric }),
         (false, "tensor") => Ok(Activations::StaticPerTensor { symmetric }),
         (true, other) => Err(unsupported(a, "strategy", &format!("dynamic activation scales by `{other}`"))),
@@ -244,23 +299,23 @@ fn activations(a: &Object) -> Result<Activations> {
 /// What weights and activations have in common: bits and symmetry.
 fn args(a: &Object) -> Result<(u8, bool)> {
     a.refuse_unknown(&[ARGS])?;
-    if let Some(other) = a.str("type")?.filter(|t| *t != "int") {
-        return Err(unsupported(a, "type", &format!("`{other}` codes")));
-    }
-    if !a.is_neutral("block_structure") {
-        return Err(unsupported(a, "block_structure", "block scales"));
-    }
-    let bits = match a.integer("num_bits", 0..=64)?.unwrap_or(8) {
-        b @ 2..=8 => b as u8,
-        other => return Err(a.error("num_bits", format!("expected 2 to 8, got {other}"))),
+    let bits = match (a.integer("num_bits", 0..=64)?.unwrap_or(8), a.str("type")?) {
+        (8, Some("float")) => 8,
+        (other, Some("float")) => return Err(unsupported(a, "num_bits", &format!("floats of {other} bits"))),
+        (b @ 2..=8, _) => b as u8,
+        (other, _) => return Err(a.error("num_bits", format!("expected 2 to 8, got {other}"))),
     };
-    Ok((bits, a.bool("symmetric")?.unwrap_or(true)))
+    let symmetric = a.bool("symmetric")?.unwrap_or(true);
+    if !symmetric && a.str("type")? == Some("float") {
+        return Err(a.error("symmetric", "expected true for floats"));
+    }
+    Ok((bits, symmetric))
 }
 
 fn unsupported(o: &Object, field: &str, what: &str) -> Error {
     Error::unsupported(
         format!("{}: field `{}`: {what}", o.file().display(), o.field_path(field)),
-        "Of compressed-tensors, integer weights of 2 to 8 bits (pack-quantized, int-quantized), with 8-bit dynamic per-token, static per-tensor or no activation quantization, are supported",
+        "Of compressed-tensors, integer weights of 2 to 8 bits (pack-quantized, int-quantized), with 8-bit dynamic per-token, static per-tensor or no activation quantization, and FP8 weights (float-quantized) are supported",
     )
 }
 

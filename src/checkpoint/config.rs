@@ -1,5 +1,8 @@
 //! `config.json` and `generation_config.json` as the rest of the crate sees them.
 
+/// Positions, far above those of any model: low enough that products with other sizes fit 64 bits.
+pub(super) const MAX_POSITIONS: usize = 1 << 30;
+
 /// Decoder families. They differ in biases, norms and windows, not in structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {

@@ -5,49 +5,14 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::quant::pack::Packing;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Scheme, Storage, Stored, Weight};
 
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes, WORDS};
-use super::order::{self, sort_by_group};
+use super::order::{self, sort_by_group, transpose};
 use super::pattern::Pattern;
+use super::tool_fields::TOOL_FIELDS;
 
-/// Fields that describe how the file was made, or how other programs should run it.
-pub(super) const HARMLESS: &[&str] = &[
-    "act_group_aware",
-    "backend",
-    "batch_size",
-    "block_name_to_quantize",
-    "cache_block_outputs",
-    "damp_auto_increment",
-    "damp_percent",
-    "dataset",
-    "device_map",
-    "disable_exllama",
-    "exllama_config",
-    "fallback",
-    "foem",
-    "gptaq",
-    "hf_device_map",
-    "hyb_act",
-    "max_input_length",
-    "meta",
-    "model_file_base_name",
-    "model_name_or_path",
-    "model_seqlen",
-    "module_name_preceding_first_block",
-    "modules_in_block_to_quantize",
-    "mse",
-    "offload_to_disk",
-    "pack_impl",
-    "pad_token_id",
-    "quantizer",
-    "static_groups",
-    "tokenizer",
-    "true_sequential",
-    "use_cuda_fp16",
-    "use_exllama",
-];
 const UNDERSTOOD: &[&str] = &[
     "bits",
     "checkpoint_format",
@@ -92,7 +57,7 @@ pub(super) struct Gptq {
 
 impl Gptq {
     pub(super) fn parse(o: &Object) -> Result<Gptq> {
-        o.refuse_unknown(&[UNDERSTOOD, HARMLESS])?;
+        o.refuse_unknown(&[UNDERSTOOD, TOOL_FIELDS])?;
         let format = match (o.str("checkpoint_format")?, o.str("format")?) {
             (Some(a), Some(b)) if a != b => {
                 return Err(o.error("format", format!("`{b}` contradicts checkpoint_format `{a}`")));
@@ -131,7 +96,7 @@ impl Gptq {
                 let value = match overrides.object(key)? {
                     _ if skip => None,
                     Some(value) => {
-                        value.refuse_unknown(&[&["bits", "group_size", "sym", "desc_act"], HARMLESS])?;
+                        value.refuse_unknown(&[&["bits", "group_size", "sym", "desc_act"], TOOL_FIELDS])?;
                         override_params(&value, Some(&params))?
                     }
                     None => Some(params.clone()),
@@ -191,7 +156,7 @@ impl Gptq {
             weight_bits: p.bits,
             group_size: p.group_size.filter(|&g| g < k),
             symmetric: p.symmetric,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: order(m, p, k, groups)?.is_some(),
             activation: ActQuant::None,
         })
@@ -213,7 +178,7 @@ impl Gptq {
             scales: transpose(&m.scales("scales")?, groups, n),
             zeros: transpose(&self.zeros(m, p, n, groups)?.0, groups, n),
             order: None,
-            codebook: None,
+            encoding: Encoding::Affine,
         };
         if let Some(order) = order {
             order::apply(&mut weight, order);
@@ -276,7 +241,7 @@ fn override_params(o: &Object, base: Option<&Params>) -> Result<Option<Params>> 
             None => return Ok(None),
         },
     };
-    let group_size = match super::quantization::group_size(o, "group_size")? {
+    let group_size = match o.group_size("group_size")? {
         Some(group_size) => group_size,
         None => base.map_or(Some(128), |b| b.group_size),
     };
@@ -297,12 +262,4 @@ fn order(m: &Module, p: &Params, k: usize, groups: usize) -> Result<Option<Vec<u
         return Ok(None);
     }
     sort_by_group(&g_idx, group_size).map_err(|reason| m.error("g_idx", reason))
-}
-
-/// A `[rows, columns]` matrix as `[columns, rows]`.
-pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows * columns];
-    let lines = out.par_chunks_mut(rows.max(1)).enumerate();
-    lines.for_each(|(c, line)| line.iter_mut().enumerate().for_each(|(r, to)| *to = values[r * columns + c]));
-    out
 }

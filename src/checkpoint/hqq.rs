@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use crate::error::Result;
 use crate::quant::table::columns_of_block;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Scheme, Weight};
 
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes};
@@ -204,7 +204,7 @@ impl Hqq {
             weight_bits: state.bits,
             group_size: Some(columns_of_block(state.block, sizes.k)).filter(|&g| g < sizes.k),
             symmetric: false,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: false,
             activation: ActQuant::None,
         })
@@ -235,7 +235,7 @@ impl Hqq {
             scales,
             zeros,
             order: None,
-            codebook: None,
+            encoding: Encoding::Affine,
         };
         Ok(LinearWeight { weight: Weight::Quant(weight), bias: m.bias()?, activation: ActQuant::None })
     }

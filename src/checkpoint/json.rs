@@ -160,6 +160,17 @@ impl Object {
         self.size(field, max)?.ok_or_else(|| self.error(field, format!("missing; expected an integer from 1 to {max}")))
     }
 
+    /// A group size: `Some(None)` for -1, one group; `None` when absent.
+    pub(super) fn group_size(&self, field: &str) -> Result<Option<Option<usize>>> {
+        const MAX_GROUP_SIZE: i64 = 1 << 20;
+        match self.integer(field, -1..=MAX_GROUP_SIZE)? {
+            None => Ok(None),
+            Some(-1) => Ok(Some(None)),
+            Some(0) => Err(self.error(field, "expected a positive number, or -1 for one group; got 0")),
+            Some(g) => Ok(Some(Some(g as usize))),
+        }
+    }
+
     /// A finite number with `low <= x <= high`.
     pub(super) fn number(&self, field: &str, low: f64, high: f64) -> Result<Option<f64>> {
         let Some(value) = self.get(field) else { return Ok(None) };

@@ -11,6 +11,7 @@ mod compressed;
 mod compressed_config;
 mod config;
 mod files;
+mod fp8;
 mod gptq;
 mod head;
 mod hqq;
@@ -24,6 +25,7 @@ mod pattern;
 mod quantization;
 mod report;
 mod shards;
+mod tool_fields;
 pub mod write;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
@@ -32,7 +34,7 @@ pub use head::HEAD_GROUP_SIZE;
 use std::path::Path;
 
 use crate::dtype::HostData;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quant::{LinearWeight, Scheme};
 
 use self::files::ModelDir;
@@ -83,12 +85,7 @@ impl Checkpoint {
     /// range or not understood, [`Error::Unsupported`] for models and formats this crate has not.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let dir = ModelDir::open(dir)?;
-        let Some(config) = dir.json("config.json", MAX_CONFIG_BYTES)? else {
-            return Err(Error::file(
-                dir.path().join("config.json"),
-                "missing; expected a model directory as the hub has it",
-            ));
-        };
+        let Some(config) = dir.json("config.json", MAX_CONFIG_BYTES)? else { return Err(shards::no_config(&dir)?) };
         let model = parse_config::model(&config)?;
         let generation = dir.json("generation_config.json", MAX_CONFIG_BYTES)?;
         let generation = parse_config::generation(generation.as_ref(), &model)?;

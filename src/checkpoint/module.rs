@@ -12,7 +12,8 @@ pub(super) const FLOATS: &[Dtype] = &[Dtype::F16, Dtype::BF16, Dtype::F32];
 pub(super) const WORDS: &[Dtype] = &[Dtype::I32, Dtype::U32];
 
 /// Suffixes that only quantized layers have; one of them on a layer that should be plain is a contradiction.
-const QUANTIZED: [&str; 7] = ["W_q", "qweight", "weight_packed", "weight_scale", "scales", "SCB", "weight.absmax"];
+const QUANTIZED: [&str; 8] =
+    ["W_q", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "scales", "SCB", "weight.absmax"];
 
 /// One linear layer under examination. Formats look tensors up through it; it keeps what was used, and gathers
 /// every problem rather than the first.

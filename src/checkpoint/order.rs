@@ -1,4 +1,7 @@
-//! Act-order: columns sorted by quantization group, so that groups are contiguous.
+//! Values in another order: columns sorted by quantization group, so that groups are contiguous (act-order), and matrices
+//! transposed.
+
+use rayon::prelude::*;
 
 use crate::quant::QuantWeight;
 
@@ -28,4 +31,12 @@ pub(super) fn sort_by_group(g_idx: &[i64], group_size: usize) -> Result<Option<V
 pub(super) fn apply(weight: &mut QuantWeight, order: Vec<u32>) {
     weight.codes.gather_columns(&order);
     weight.order = Some(order);
+}
+
+/// A `[rows, columns]` matrix as `[columns, rows]`.
+pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows * columns];
+    let lines = out.par_chunks_mut(rows.max(1)).enumerate();
+    lines.for_each(|(c, line)| line.iter_mut().enumerate().for_each(|(r, to)| *to = values[r * columns + c]));
+    out
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-use super::config::{Architecture, GenerationConfig, ModelConfig};
+use super::config::{Architecture, GenerationConfig, MAX_POSITIONS, ModelConfig};
 use super::json::Object;
 use super::parse_rope;
 
@@ -16,7 +16,6 @@ const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 10;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 24;
-pub(super) const MAX_POSITIONS: usize = 1 << 30;
 
 const ARCHITECTURES: [(&str, &str, Architecture); 5] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),

@@ -3,9 +3,8 @@
 
 use crate::error::{Error, Result};
 
-use super::config::{RopeConfig, RopeScaling};
+use super::config::{MAX_POSITIONS, RopeConfig, RopeScaling};
 use super::json::Object;
-use super::parse_config::MAX_POSITIONS;
 
 /// Reads the rotary settings of a `config.json`.
 pub(super) fn rope(o: &Object, max_position_embeddings: usize, default_theta: f32) -> Result<RopeConfig> {

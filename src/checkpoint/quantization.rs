@@ -8,6 +8,7 @@ use super::bitnet::BitNet;
 use super::bitsandbytes::{BitsAndBytes, LEARNED_TABLES};
 use super::compressed::CompressedTensors;
 use super::files::ModelDir;
+use super::fp8::Fp8;
 use super::gptq::Gptq;
 use super::hqq::Hqq;
 use super::json::Object;
@@ -16,7 +17,6 @@ use super::module::{Module, Sizes};
 /// What other tools put beside config.json; used when that has no `quantization_config`.
 const SIDECARS: [&str; 2] = ["quantize_config.json", "quant_config.json"];
 pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
-const MAX_GROUP_SIZE: i64 = 1 << 20;
 
 /// How the linear layers of a checkpoint are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,7 @@ pub(super) enum Quantization {
     BitNet(BitNet),
     BitsAndBytes(BitsAndBytes),
     CompressedTensors(CompressedTensors),
+    Fp8(Fp8),
     Hqq(Hqq),
 }
 
@@ -69,10 +70,11 @@ impl Quantization {
             "compressed-tensors" => return CompressedTensors::parse(o).map(Quantization::CompressedTensors),
             "bitsandbytes" => return BitsAndBytes::parse(o).map(Quantization::BitsAndBytes),
             LEARNED_TABLES => return BitsAndBytes::parse_learned(o).map(Quantization::BitsAndBytes),
+            "fp8" => return Fp8::parse(o).map(Quantization::Fp8),
             "bitnet" => return BitNet::parse(o).map(Quantization::BitNet),
             "hqq" => return Hqq::parse(o).map(Quantization::Hqq),
             "marlin" => "Use the GPTQ checkpoint that it was made from",
-            _ => "GPTQ, AWQ, compressed-tensors, bitsandbytes, HQQ, BitNet and unquantized models are supported",
+            _ => "GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, HQQ, BitNet and unquantized models are supported",
         };
         Err(Error::unsupported(
             format!("{}: field `{}`: `{method}`", o.file().display(), o.field_path("quant_method")),
@@ -90,6 +92,7 @@ impl Quantization {
             Quantization::BitNet(q) => q.check(m),
             Quantization::BitsAndBytes(q) => q.check(m),
             Quantization::CompressedTensors(q) => q.check(m),
+            Quantization::Fp8(q) => Ok(q.check(m)),
             Quantization::Hqq(_) => Hqq::check(m),
         }
     }
@@ -104,6 +107,7 @@ impl Quantization {
             Quantization::BitNet(q) => q.scheme(m),
             Quantization::BitsAndBytes(q) => q.scheme(m, sizes),
             Quantization::CompressedTensors(q) => q.scheme(m, sizes),
+            Quantization::Fp8(q) => Ok(q.scheme(m, sizes)),
             Quantization::Hqq(_) => Hqq::scheme(m, sizes),
         }
     }
@@ -118,6 +122,7 @@ impl Quantization {
             Quantization::BitNet(q) => q.read(m, sizes),
             Quantization::BitsAndBytes(q) => q.read(m, sizes),
             Quantization::CompressedTensors(q) => q.read(m, sizes),
+            Quantization::Fp8(q) => q.read(m, sizes),
             Quantization::Hqq(_) => Hqq::read(m, sizes),
         }
     }
@@ -126,15 +131,5 @@ impl Quantization {
         let sizes = self.check(m)?;
         m.finish()?;
         sizes.ok_or_else(|| m.error("weight", "missing"))
-    }
-}
-
-/// A group size: `Some(None)` for -1, one group; `None` when absent.
-pub(super) fn group_size(o: &Object, field: &str) -> Result<Option<Option<usize>>> {
-    match o.integer(field, -1..=MAX_GROUP_SIZE)? {
-        None => Ok(None),
-        Some(-1) => Ok(Some(None)),
-        Some(0) => Err(o.error(field, "expected a positive number, or -1 for one group; got 0")),
-        Some(g) => Ok(Some(Some(g as usize))),
     }
 }

@@ -265,6 +265,17 @@ fn check_info(info: &Value, data_bytes: usize) -> Result<(), String> {
     }
 }
 
+/// The error for a directory without config.json.
+pub(super) fn no_config(dir: &ModelDir) -> Result<Error> {
+    if let Some(name) = dir.names()?.iter().find(|name| name.ends_with(".gguf")) {
+        return Ok(Error::unsupported(
+            format!("{}: a GGUF file", dir.path().join(name).display()),
+            "Use the safetensors checkpoint that it was made from, or one in GPTQ, AWQ or compressed-tensors",
+        ));
+    }
+    Ok(Error::file(dir.path().join("config.json"), "missing; expected a model directory as the hub has it"))
+}
+
 /// The error for a directory without safetensors files; names what is there instead.
 fn no_weights(dir: &ModelDir) -> Result<Error> {
     let names = dir.names()?;

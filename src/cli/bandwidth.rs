@@ -10,7 +10,7 @@ use crate::error::Result;
 /// What [`bytes_per_second`] measures, in words.
 pub(super) fn method(device: &Device) -> &'static str {
     match device {
-        Device::Cpu(_) => "a read loop on the same threads",
+        Device::Cpu(_) | Device::Meta(_) => "a read loop on the same threads",
         #[cfg(lowbit_cuda)]
         Device::Cuda(_) => "a copy on the GPU, read plus written",
     }
@@ -19,7 +19,7 @@ pub(super) fn method(device: &Device) -> &'static str {
 /// Bytes a second that a device moves at best.
 pub(super) fn bytes_per_second(device: &Device) -> Result<f64> {
     match device {
-        Device::Cpu(_) => Ok(read_bytes_per_second()),
+        Device::Cpu(_) | Device::Meta(_) => Ok(read_bytes_per_second()),
         #[cfg(lowbit_cuda)]
         Device::Cuda(gpu) => copy_bytes_per_second(device, gpu),
     }

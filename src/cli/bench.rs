@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
-use crate::models::{Batch, DummyScheme, Limits, Model, dummy_config, expected_tensors};
+use crate::models::{Batch, DummyScheme, Limits, Model, ModelRunner, dummy_config, expected_tensors};
 
 use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, scheme_summary};
 use super::{Outcome, bandwidth, bench_kernels, output};
@@ -99,6 +99,9 @@ struct Test {
 /// Largest product of sequences and their length that a test may ask for.
 const MAX_TOKENS: usize = 1 << 24;
 
+/// What makes a measurement take less memory.
+const MEMORY_FLAGS: &str = "lower --batch, --depth, --n-prompt, --n-gen or --max-num-batched-tokens";
+
 impl Test {
     fn len(self) -> usize {
         self.depth + self.prompt + self.generate
@@ -138,29 +141,29 @@ pub(super) fn run(args: &Args) -> Outcome {
     let limits = args.limits(&tests);
     let start = Instant::now();
     let mut model = match source {
-        Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits)?,
+        Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits, MEMORY_FLAGS)?,
         Source::Dummy(scheme) => {
             let bar = output::progress("random weights");
-            let model = Model::dummy(config.clone(), scheme, args.head.dummy(), &device, limits, &mut |done, all| {
+            let model = Model::dummy(config.clone(), scheme, args.head.dummy(), &device, &limits, &mut |done, all| {
                 bar.set_length(all as u64);
                 bar.set_position(done as u64);
             });
             bar.finish_and_clear();
-            model?
+            let runner = model.and_then(|model| ModelRunner::new(model, limits));
+            runner.map_err(|error| error.with_memory_advice(MEMORY_FLAGS))?
         }
     };
     device.synchronize()?;
     let load_seconds = start.elapsed().as_secs_f64();
-    let mut cache = model.new_cache()?;
     let bar = output::progress("tests");
     bar.set_length((tests.len() * (1 + usize::from(args.repetitions))) as u64);
     let mut results = Vec::new();
     for test in tests {
-        time(&mut model, &mut cache, test)?;
+        time(&mut model, test)?;
         bar.inc(1);
         let mut speeds = Vec::new();
         for _ in 0..args.repetitions {
-            speeds.push(time(&mut model, &mut cache, test)?);
+            speeds.push(time(&mut model, test)?);
             bar.inc(1);
         }
         results.push((test, speeds));
@@ -236,25 +239,24 @@ impl Args {
 }
 
 /// Tokens a second when one sequence decodes `tokens` tokens from an empty context, after the same once untimed.
-pub(super) fn decode_speed(model: &mut Model, tokens: usize) -> Result<f64> {
+pub(super) fn decode_speed(model: &mut ModelRunner, tokens: usize) -> Result<f64> {
     let test = Test { prompt: 0, generate: tokens, batch: 1, depth: 0 };
-    let mut cache = model.new_cache()?;
-    time(model, &mut cache, test)?;
-    time(model, &mut cache, test)
+    time(model, test)?;
+    time(model, test)
 }
 
 /// Runs a test once; tokens a second, the context's filling excluded.
-fn time(model: &mut Model, cache: &mut KvCache, test: Test) -> Result<f64> {
+fn time(model: &mut ModelRunner, test: Test) -> Result<f64> {
     let blocks = test.len().div_ceil(KvCache::BLOCK_SIZE) as u32;
     let tables: Vec<Vec<u32>> = (0..test.batch as u32).map(|s| (s * blocks..(s + 1) * blocks).collect()).collect();
     let device = model.device().clone();
     for table in &tables {
-        prefill(model, cache, 0, test.depth, table)?;
+        prefill(model, 0, test.depth, table)?;
     }
     device.synchronize()?;
     let start = Instant::now();
     if test.prompt > 0 {
-        prefill(model, cache, test.depth, test.prompt, &tables[0])?;
+        prefill(model, test.depth, test.prompt, &tables[0])?;
         device.synchronize()?;
     }
     for step in 0..test.generate {
@@ -262,7 +264,7 @@ fn time(model: &mut Model, cache: &mut KvCache, test: Test) -> Result<f64> {
         for (s, table) in tables.iter().enumerate() {
             batch.push(&[token(model, step + s)], test.depth + step, table, true);
         }
-        model.forward(&batch, cache)?;
+        model.run(&batch)?;
         // A server needs this step's token before the next, so the next may not be enqueued yet.
         device.synchronize()?;
     }
@@ -270,20 +272,20 @@ fn time(model: &mut Model, cache: &mut KvCache, test: Test) -> Result<f64> {
 }
 
 /// Computes `len` tokens from position `past` on, in passes as large as the limits allow; logits of the last.
-fn prefill(model: &mut Model, cache: &mut KvCache, past: usize, len: usize, table: &[u32]) -> Result<()> {
+fn prefill(model: &mut ModelRunner, past: usize, len: usize, table: &[u32]) -> Result<()> {
     let chunk = model.limits().max_batch_tokens;
     for start in (0..len).step_by(chunk) {
         let end = len.min(start + chunk);
         let tokens: Vec<u32> = (start..end).map(|i| token(model, i)).collect();
         let mut batch = Batch::default();
         batch.push(&tokens, past + start, table, end == len);
-        model.forward(&batch, cache)?;
+        model.run(&batch)?;
     }
     Ok(())
 }
 
 /// A token that looks random, the same for the same `i`.
-fn token(model: &Model, i: usize) -> u32 {
+fn token(model: &ModelRunner, i: usize) -> u32 {
     let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     (mixed % model.config().vocab_size as u64) as u32
 }
@@ -319,15 +321,16 @@ fn mean_and_deviation(x: &[f64]) -> (f64, f64) {
 }
 
 impl Report {
-    fn new(args: &Args, model: &Model, device: &Device, ceiling: f64) -> Report {
-        let quantized = model.head().schemes().find(|scheme| !scheme.is_dense());
+    fn new(args: &Args, runner: &ModelRunner, device: &Device, ceiling: f64) -> Report {
+        let model = runner.model();
+        let quantized = model.head.schemes().find(|scheme| !scheme.is_dense());
         let head = quantized.map_or(String::new(), |scheme| format!(", head {scheme}"));
         Report {
             model: args.name(),
             scheme: scheme_summary(model) + &head,
             device: device.name(),
             threads: rayon::current_num_threads(),
-            parameters: parameters(model.config()),
+            parameters: parameters(&model.config),
             weight_bytes: model.weight_bytes() as u64,
             ceiling,
             ceiling_method: bandwidth::method(device),

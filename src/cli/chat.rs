@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let context = args.max_model_len.map_or(config.max_position_embeddings.min(DEFAULT_CONTEXT), |len| len as usize);
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(context, context.min(MAX_BATCH_TOKENS), 1);
-    let engine = Engine::new(load_model(&checkpoint, &device, limits)?)?;
+    let engine = Engine::new(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
     let mut chat = Chat { args, engine, tokenizer, template, params, context, messages: Vec::new() };
     chat.reset();
     chat.talk()?;

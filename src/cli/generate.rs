@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args) -> Outcome {
 
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(prompt_ids.len() + max_tokens, prompt_ids.len().min(MAX_BATCH_TOKENS), 1);
-    let mut engine = Engine::new(load_model(&checkpoint, &device, limits)?)?;
+    let mut engine = Engine::new(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
     let load = start.elapsed();
 
     let interrupted = interrupt_flag()?;
@@ -225,7 +225,7 @@ pub(super) fn complete(
                     done.finish_reason = reason.to_string()
                 }
                 Event::Finished { .. } => {}
-                Event::Failed { error, .. } => return Err(Error::input("request", error)),
+                Event::Failed { error, .. } => return Err(error),
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, Expected, ModelConfig, RopeScaling};
 use crate::device::Device;
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
-use crate::models::{Limits, MemoryPlan, expected_tensors, layer_tables};
+use crate::models::{Limits, MemoryPlan, ModelSpec};
 use crate::quant::{LinearWeight, QuantWeight, Scheme, Weight};
 
 use super::generate::MAX_BATCH_TOKENS;
@@ -44,7 +44,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let checkpoint = args.head.open(&args.model)?;
     let config = checkpoint.config();
-    let notes = checkpoint.check(&expected_tensors(config))?;
+    let notes = checkpoint.check(&ModelSpec::new(config).expected())?;
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let max_model_len = args.max_model_len.map_or(config.max_position_embeddings, |len| len as usize);
     let seqs = args.max_num_seqs as usize;
@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             (false, _) => head.to_string(),
         },
         kernels: kernels(&device, &linears)?,
-        plan: MemoryPlan::new(config, &limits, (&device).into(), |name| checkpoint.linear_scheme(name))?,
+        plan: MemoryPlan::of_checkpoint(&checkpoint, &limits, (&device).into())?,
         limits,
         memory: device.memory()?,
         device: &device,
@@ -97,7 +97,7 @@ struct LinearHeader {
 
 fn linears(checkpoint: &Checkpoint) -> Result<Vec<LinearHeader>> {
     let mut found = Vec::new();
-    for expected in expected_tensors(checkpoint.config()) {
+    for expected in ModelSpec::new(checkpoint.config()).expected() {
         if let Expected::Linear { name, n, k, .. } = expected {
             found.push(LinearHeader { scheme: checkpoint.linear_scheme(&name)?, name, n, k });
         }
@@ -109,17 +109,17 @@ fn linears(checkpoint: &Checkpoint) -> Result<Vec<LinearHeader>> {
 fn layer_groups(config: &ModelConfig, linears: &[LinearHeader]) -> Vec<(String, Vec<String>)> {
     let scheme = |name: &str| linears.iter().find(|l| l.name == name).map_or(String::new(), |l| l.scheme.to_string());
     let mut groups: Vec<(usize, usize, Vec<String>)> = Vec::new();
-    for (i, table) in layer_tables(config).into_iter().enumerate() {
+    for (i, layer) in ModelSpec::new(config).layers.iter().enumerate() {
         let mut by_scheme: Vec<(Vec<&str>, String)> = Vec::new();
-        for (slot, name) in ["q", "k", "v", "o", "gate", "up", "down"].into_iter().zip(table.linears()) {
-            let scheme = scheme(name);
+        for (role, linear) in layer.parts.linears() {
+            let scheme = scheme(&linear.name);
             match by_scheme.iter_mut().find(|(_, s)| *s == scheme) {
-                Some((slots, _)) => slots.push(slot),
-                None => by_scheme.push((vec![slot], scheme)),
+                Some((roles, _)) => roles.push(role.name()),
+                None => by_scheme.push((vec![role.name()], scheme)),
             }
         }
         let lines: Vec<String> =
-            by_scheme.iter().map(|(slots, scheme)| format!("{}: {scheme}", slots.join(","))).collect();
+            by_scheme.iter().map(|(roles, scheme)| format!("{}: {scheme}", roles.join(","))).collect();
         match groups.last_mut() {
             Some((_, last, same)) if *same == lines => *last = i,
             _ => groups.push((i, i, lines)),
@@ -151,7 +151,7 @@ fn blank(scheme: &Scheme, n: usize, k: usize) -> LinearWeight {
     } else {
         let group_size = scheme.group_size.unwrap_or(k).min(k);
         let groups = n * k.div_ceil(group_size);
-        let has_middle = scheme.symmetric && scheme.codebook.is_none();
+        let has_middle = scheme.symmetric && scheme.encoding.is_affine();
         let zero = if has_middle { f32::from(1u16 << (scheme.weight_bits - 1)) } else { 0.0 };
         Weight::Quant(QuantWeight {
             n,
@@ -162,7 +162,7 @@ fn blank(scheme: &Scheme, n: usize, k: usize) -> LinearWeight {
             scales: vec![1.0; groups],
             zeros: vec![zero; groups],
             order: scheme.act_order.then(|| (0..k as u32).collect()),
-            codebook: scheme.codebook,
+            encoding: scheme.encoding,
         })
     };
     LinearWeight { weight, bias: None, activation: scheme.activation }

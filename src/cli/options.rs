@@ -13,7 +13,8 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::sampling::SamplingParams;
 use crate::error::{Error, Result};
-use crate::models::{DummyScheme, Limits, Model};
+use crate::layers::Linear;
+use crate::models::{DecoderLayer, DummyScheme, Limits, Model, ModelRunner};
 
 use super::output;
 
@@ -201,37 +202,40 @@ pub(super) fn model_dtype(checkpoint: &Checkpoint) -> Result<DType> {
 /// Schemes of a model's decoder layers in words, most weights first: `w4a16 g128 sym`.
 pub(super) fn scheme_summary(model: &Model) -> String {
     let mut schemes: Vec<(String, usize)> = Vec::new();
-    for layer in model.layers() {
-        for part in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down].into_iter().flat_map(|l| l.parts()) {
-            let name = part.scheme.to_string();
-            match schemes.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, weights)) => *weights += part.n * part.k,
-                None => schemes.push((name, part.n * part.k)),
-            }
+    for part in model.layers.iter().flat_map(DecoderLayer::slots).flat_map(Linear::parts) {
+        let name = part.scheme.to_string();
+        match schemes.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, weights)) => *weights += part.n * part.k,
+            None => schemes.push((name, part.n * part.k)),
         }
     }
     schemes.sort_by_key(|&(_, weights)| std::cmp::Reverse(weights));
     schemes.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" + ")
 }
 
-/// Loads a model onto `device` with progress.
-pub(super) fn load_model(checkpoint: &Checkpoint, device: &Device, limits: Limits) -> Result<Model> {
+/// Loads a model onto `device` with progress. `memory_flags` says which flags of the verb make it take less memory.
+pub(super) fn load_model(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    limits: Limits,
+    memory_flags: &str,
+) -> Result<ModelRunner> {
     let bar = output::progress("loading");
-    let model = Model::load(checkpoint, device, limits, &mut |done, all| {
+    let runner = ModelRunner::load(checkpoint, device, limits, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let model = model?;
-    log_kernels(&model);
-    Ok(model)
+    let runner = runner.map_err(|error| error.with_memory_advice(memory_flags))?;
+    log_kernels(runner.model());
+    Ok(runner)
 }
 
 /// Says which kernel runs each scheme, for one row and for many.
 fn log_kernels(model: &Model) {
-    let layers = model.layers().iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+    let layers = model.layers.iter().flat_map(DecoderLayer::slots);
     let mut known = Vec::new();
-    for part in layers.chain([model.head()]).flat_map(|linear| linear.parts()) {
+    for part in layers.chain([&model.head]).flat_map(Linear::parts) {
         let line = format!("{}: {} for one row, {} for many", part.scheme, part.kernel(1), part.kernel(512));
         if !known.contains(&line) {
             tracing::info!("kernels of {line}");

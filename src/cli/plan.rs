@@ -131,7 +131,10 @@ pub(super) fn run(args: &Args) -> Outcome {
         (args.max_model_len.map_or(config.max_position_embeddings, |n| n as usize), args.max_num_seqs as usize);
     let limits = Limits::new(len, len.min(MAX_BATCH_TOKENS).max(seqs), seqs);
     let target = args.gpu.target(subject.dtype());
-    let plan = MemoryPlan::new(config, &limits, target, |name| subject.scheme(name))?;
+    let plan = match &subject {
+        Subject::Checkpoint(checkpoint, _) => MemoryPlan::of_checkpoint(checkpoint, &limits, target)?,
+        Subject::Dummy(_) => MemoryPlan::new(config, &limits, target, DType::BF16, |name| subject.scheme(name))?,
+    };
     let work = Work::new(config, target, |name| subject.scheme(name))?;
     let report = Report { gpu: args.gpu, args, plan, work, len, seqs, parameters: super::bench::parameters(config) };
     if args.json {

@@ -49,6 +49,18 @@ pub enum Output {
     Groups,
 }
 
+impl Output {
+    /// How a linear layer must quantize its input to read these codes; `None` where none does.
+    pub(super) fn as_input(&self) -> Option<ActQuant> {
+        match *self {
+            Output::Static { scale, zero_point } | Output::FixedPoint { scale, zero_point } => {
+                Some(ActQuant::StaticPerTensor { scale, zero_point })
+            }
+            Output::Floats | Output::Groups => None,
+        }
+    }
+}
+
 /// Outputs that share a scale in [`Output::Groups`].
 pub const GROUP_OUTPUTS: usize = 128;
 

@@ -9,25 +9,33 @@ pub mod cpu;
 #[cfg(lowbit_cuda)]
 pub mod cuda;
 mod epilogue;
+mod linear_input;
+mod meta;
 mod operands;
+mod packed_weight;
 pub(crate) mod tensor;
 
 use std::path::Path;
 
 pub use epilogue::{Activation, Epilogue, GROUP_OUTPUTS, Output};
-pub(crate) use operands::PackedBody;
-pub use operands::{Act, AttentionShape, BatchMeta, Columns, Emit, KvLayer, PackedWeight, Write};
+pub use linear_input::{ActOrder, InputFormat, LinearInput, OrderId};
+pub use meta::{MetaDevice, Packing, Target};
+pub use operands::{AttentionShape, BatchMeta, Columns, KvLayer, Write};
+pub(crate) use packed_weight::PackedBody;
+pub use packed_weight::PackedWeight;
 pub use tensor::Tensor;
 
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, LinearWeight};
+use crate::quant::{ActQuant, LinearWeight, Scheme};
 
 /// Where tensors live and ops run.
 #[derive(Debug, Clone)]
 pub enum Device {
     /// Host memory and threads.
     Cpu(cpu::CpuDevice),
+    /// No memory at all: tensors are counted, for a plan.
+    Meta(MetaDevice),
     /// One NVIDIA GPU.
     #[cfg(lowbit_cuda)]
     Cuda(cuda::CudaDevice),
@@ -38,6 +46,7 @@ macro_rules! dispatch {
     ($self:expr, $op:ident ( $($arg:expr),* )) => {
         match $self {
             Device::Cpu(d) => cpu::ops::$op(d, $($arg),*),
+            Device::Meta(_) => meta::no_elements(stringify!($op)),
             #[cfg(lowbit_cuda)]
             Device::Cuda(d) => cuda::ops::$op(d, $($arg),*),
         }
@@ -81,7 +90,7 @@ impl Device {
     /// not changed by it.
     pub fn batch_invariant(self) -> Device {
         match self {
-            Device::Cpu(d) => Device::Cpu(d),
+            Device::Cpu(_) | Device::Meta(_) => self,
             #[cfg(lowbit_cuda)]
             Device::Cuda(d) => Device::Cuda(d.batch_invariant()),
         }
@@ -94,9 +103,9 @@ impl Device {
     /// `Io`; `Checkpoint` for a malformed file, with the line; `Input` for the table of another GPU.
     pub fn tuned_by(self, file: &Path) -> Result<Device> {
         match self {
-            Device::Cpu(d) => {
+            Device::Cpu(_) | Device::Meta(_) => {
                 let _ = file;
-                Ok(Device::Cpu(d))
+                Ok(self)
             }
             #[cfg(lowbit_cuda)]
             Device::Cuda(d) => Ok(Device::Cuda(d.tuned_by(&cuda::Tuned::read(file)?)?)),
@@ -107,6 +116,7 @@ impl Device {
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+            Device::Meta(_) => "meta",
             #[cfg(lowbit_cuda)]
             Device::Cuda(_) => "cuda",
         }
@@ -116,17 +126,9 @@ impl Device {
     pub fn activation_dtype(&self) -> DType {
         match self {
             Device::Cpu(_) => DType::F32,
+            Device::Meta(d) => d.dtype(),
             #[cfg(lowbit_cuda)]
             Device::Cuda(d) => d.dtype(),
-        }
-    }
-
-    /// True where a ternary weight with int8 activations takes 2 bits, as kernels of sm_90 read them; else it takes 4.
-    pub fn packs_ternary(&self) -> bool {
-        match self {
-            Device::Cpu(_) => false,
-            #[cfg(lowbit_cuda)]
-            Device::Cuda(d) => d.uses_sm90(),
         }
     }
 
@@ -137,12 +139,28 @@ impl Device {
 
     /// A tensor of `len` zeros.
     pub fn zeros(&self, dtype: DType, len: usize) -> Result<Tensor> {
+        if let Device::Meta(d) = self {
+            return Ok(d.tensor(dtype, len));
+        }
         dispatch!(self, zeros(dtype, len))
     }
 
     /// Moves host elements to the device.
     pub fn upload(&self, data: HostData) -> Result<Tensor> {
+        if let Device::Meta(d) = self {
+            return Ok(d.tensor(data.dtype(), data.len()));
+        }
         dispatch!(self, upload(data))
+    }
+
+    /// [`Device::upload`] of `len` elements of `dtype` that `make` makes; a planning device does without them.
+    pub fn upload_with(&self, dtype: DType, len: usize, make: impl FnOnce() -> HostData) -> Result<Tensor> {
+        if let Device::Meta(d) = self {
+            return Ok(d.tensor(dtype, len));
+        }
+        let tensor = self.upload(make())?;
+        require("upload_with", &tensor, dtype, len)?;
+        Ok(tensor)
     }
 
     /// Overwrites the start of `dst` with `data` (same dtype, not longer).
@@ -166,6 +184,19 @@ impl Device {
     /// Waits for everything enqueued and reports faults.
     pub fn synchronize(&self) -> Result<()> {
         dispatch!(self, synchronize())
+    }
+
+    /// Fails when this device has no kernel for linear layers of `scheme`. Asked before a model's weights are read.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming the scheme.
+    pub fn check_scheme(&self, scheme: &Scheme) -> Result<()> {
+        let _ = scheme;
+        match self {
+            Device::Cpu(_) | Device::Meta(_) => Ok(()),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(_) => cuda::ops::check_scheme(scheme),
+        }
     }
 
     /// Repacks a canonical weight into this device's kernel layout and moves it there. The only maker of
@@ -192,7 +223,18 @@ impl Device {
     /// # Errors
     /// As [`Device::pack`]; `Unsupported` for an epilogue that this weight cannot have.
     pub fn pack_fused(&self, weight: LinearWeight, epilogue: Epilogue) -> Result<PackedWeight> {
-        dispatch!(self, pack(weight, epilogue))
+        match self {
+            Device::Cpu(d) => cpu::ops::pack(d, weight, epilogue),
+            Device::Meta(_) => meta::no_elements("pack"),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => {
+                let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
+                let (packed, order) = cuda::ops::pack(d, weight, epilogue)?;
+                let order = order.map(|order| ActOrder::upload(self, order)).transpose()?;
+                let body = PackedBody::Cuda(Box::new(packed));
+                Ok(PackedWeight { n, k, scheme, epilogue, order, output_order: None, body })
+            }
+        }
     }
 
     /// `out[r, :] = table[ids[r], :]` for `r < m`; `out` `F32`, `table` `[vocab, width]` of any floating type.
@@ -210,20 +252,19 @@ impl Device {
         dispatch!(self, gather_rows(out, x, rows, width, m))
     }
 
-    /// `out = emit(x / sqrt(mean(x^2) + eps) * weight)` per row; `x` `F32` `[m, k]`, `weight` `F32` `[k]`.
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` in `format` per row; `x` `F32` `[m, k]`, `weight` `F32` `[k]`.
     pub fn rms_norm(
         &self,
-        out: &mut Act,
+        out: &mut LinearInput,
         x: &Tensor,
         weight: &Tensor,
         eps: f32,
-        emit: Emit<'_>,
+        format: InputFormat<'_>,
         m: usize,
     ) -> Result<()> {
         let k = weight.len();
         require("rms_norm x", x, DType::F32, m * k)?;
-        require_act("rms_norm", self, out, emit, m, k)?;
-        dispatch!(self, rms_norm(out, x, weight, eps, emit, m))
+        produce("rms_norm", self, out, format, [m, k], |out| dispatch!(self, rms_norm(out, x, weight, eps, format, m)))
     }
 
     /// [`Device::rms_norm`] of activations `x` `[m, k]`, or where `gated` of `relu(gate)^2 * up` with `x` `[m, 2 * k]`, gate in the
@@ -231,45 +272,58 @@ impl Device {
     #[allow(clippy::too_many_arguments)] // of rms_norm, and where the row comes from
     pub fn sub_norm(
         &self,
-        out: &mut Act,
+        out: &mut LinearInput,
         x: &Tensor,
         gated: bool,
         weight: &Tensor,
         eps: f32,
-        emit: Emit<'_>,
+        format: InputFormat<'_>,
         m: usize,
     ) -> Result<()> {
         let k = weight.len();
         require("sub_norm x", x, self.activation_dtype(), m * k * if gated { 2 } else { 1 })?;
-        require_act("sub_norm", self, out, emit, m, k)?;
-        dispatch!(self, sub_norm(out, x, gated, weight, eps, emit, m))
+        produce("sub_norm", self, out, format, [m, k], |out| {
+            dispatch!(self, sub_norm(out, x, gated, weight, eps, format, m))
+        })
     }
 
-    /// `out = emit(silu(gate) * up)` per row, `silu(g) = g / (1 + exp(-g))`; `gate_up` `[m, 2 * k]`, gate in the
+    /// `out = silu(gate) * up` in `format` per row, `silu(g) = g / (1 + exp(-g))`; `gate_up` `[m, 2 * k]`, gate in the
     /// first `k` columns, in the activation dtype.
-    pub fn silu_mul(&self, out: &mut Act, gate_up: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
+    pub fn silu_mul(
+        &self,
+        out: &mut LinearInput,
+        gate_up: &Tensor,
+        k: usize,
+        format: InputFormat<'_>,
+        m: usize,
+    ) -> Result<()> {
         require("silu_mul gate_up", gate_up, self.activation_dtype(), m * 2 * k)?;
-        require_act("silu_mul", self, out, emit, m, k)?;
-        dispatch!(self, silu_mul(out, gate_up, k, emit, m))
+        produce("silu_mul", self, out, format, [m, k], |out| dispatch!(self, silu_mul(out, gate_up, k, format, m)))
     }
 
-    /// `out = emit(x)` per row; `x` `[m, k]` in the activation dtype. Quantizes or gathers what no producer could.
-    pub fn quantize(&self, out: &mut Act, x: &Tensor, k: usize, emit: Emit<'_>, m: usize) -> Result<()> {
+    /// `out = x` in `format` per row; `x` `[m, k]` in the activation dtype. Quantizes or gathers what no producer could.
+    pub fn quantize(
+        &self,
+        out: &mut LinearInput,
+        x: &Tensor,
+        k: usize,
+        format: InputFormat<'_>,
+        m: usize,
+    ) -> Result<()> {
         require("quantize x", x, self.activation_dtype(), m * k)?;
-        require_act("quantize", self, out, emit, m, k)?;
-        dispatch!(self, quantize(out, x, k, emit, m))
+        produce("quantize", self, out, format, [m, k], |out| dispatch!(self, quantize(out, x, k, format, m)))
     }
 
     /// `out[r, columns] (+)= activation(x[r, :] * w^T + bias)` for `r < m`, the activation that of the weight's epilogue,
     /// whose output must be [`Output::Floats`].
     ///
-    /// `x` must have been emitted with the weight's `order` and activation quantization. `out` is `F32` or the
+    /// `x` must hold what the weight reads ([`PackedWeight::input_format`]). `out` is `F32` or the
     /// activation dtype; `Write::Add` needs `F32`. W8A8 results are the same bits on every device, for every `m`.
     pub fn linear(
         &self,
         out: &mut Tensor,
         columns: Columns,
-        x: &Act,
+        x: &LinearInput,
         w: &PackedWeight,
         write: Write,
         m: usize,
@@ -290,7 +344,13 @@ impl Device {
         if m == 0 {
             return Ok(());
         }
-        dispatch!(self, linear(out, columns, x, w, write, m))
+        x.require("linear", w.input_format(), m, w.k)?;
+        match self {
+            Device::Cpu(d) => cpu::ops::linear(d, out, columns, x, w, write, m),
+            Device::Meta(_) => meta::no_elements("linear"),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => cuda::ops::linear(d, out, columns, x, w.cuda("linear")?, write, m),
+        }
     }
 
     /// `out = codes of activation(x * w^T + bias)` for `m` rows, quantized as the weight's epilogue says, in one launch:
@@ -298,7 +358,7 @@ impl Device {
     /// (a row whose input has a scale that is not finite: NaN), for [`Output::Groups`] `[m, ceil(outputs / 128)]`.
     ///
     /// The bits are the same on every device, for every `m`.
-    pub fn linear_codes(&self, out: &mut Act, x: &Act, w: &PackedWeight, m: usize) -> Result<()> {
+    pub fn linear_codes(&self, out: &mut LinearInput, x: &LinearInput, w: &PackedWeight, m: usize) -> Result<()> {
         if w.epilogue.output == Output::Floats {
             let (expected, got) = ("a weight whose epilogue quantizes".into(), format!("{:?}", w.epilogue));
             return Err(Error::Shape { op: "linear_codes", expected, got });
@@ -307,7 +367,18 @@ impl Device {
         if m == 0 {
             return Ok(());
         }
-        dispatch!(self, linear_codes(out, x, w, m))
+        x.require("linear_codes", w.input_format(), m, w.k)?;
+        out.forget();
+        match self {
+            Device::Cpu(d) => cpu::ops::linear_codes(d, out, x, w, m),
+            Device::Meta(_) => meta::no_elements("linear_codes"),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => cuda::ops::linear_codes(d, out, x, w.cuda("linear_codes")?, m),
+        }?;
+        if let Some(quant) = w.epilogue.output.as_input() {
+            out.record_ordered(w.output_order, quant, m, w.outputs());
+        }
+        Ok(())
     }
 
     /// RMSNorm of every query and key head in place (Qwen3); `qkv` `[m, qkv_width]`, weights `F32` `[head_dim]`.
@@ -360,7 +431,7 @@ impl Device {
     pub fn check_attention(&self, shape: &AttentionShape) -> Result<()> {
         let _ = shape;
         match self {
-            Device::Cpu(_) => Ok(()),
+            Device::Cpu(_) | Device::Meta(_) => Ok(()),
             #[cfg(lowbit_cuda)]
             Device::Cuda(_) => cuda::ops::check_attention(shape),
         }
@@ -412,24 +483,38 @@ fn require(op: &'static str, tensor: &Tensor, dtype: DType, len: usize) -> Resul
     })
 }
 
-fn require_act(op: &'static str, device: &Device, out: &Act, emit: Emit<'_>, m: usize, k: usize) -> Result<()> {
-    if let Some(order) = emit.order {
-        require(op, order, DType::U32, k)?;
+/// Runs `op`, which writes `[m, k]` into `out` in `format`: its buffers are checked before, what they hold recorded after.
+fn produce(
+    name: &'static str,
+    device: &Device,
+    out: &mut LinearInput,
+    format: InputFormat<'_>,
+    [m, k]: [usize; 2],
+    op: impl FnOnce(&mut LinearInput) -> Result<()>,
+) -> Result<()> {
+    if let Some(order) = format.order {
+        require(name, order.indices(), DType::U32, k)?;
     }
-    if emit.quant == ActQuant::None {
-        return require(op, &out.floats, device.activation_dtype(), m * k);
+    let has_floats = matches!(format.quant, ActQuant::None | ActQuant::LlmInt8 { .. });
+    if has_floats {
+        require(name, &out.floats, device.activation_dtype(), m * k)?;
     }
-    if emit.quant == ActQuant::DynamicAsymmetric {
-        require(op, &out.zeros, DType::I32, m)?;
+    if format.quant != ActQuant::None {
+        require_codes(name, out, m * k, m)?;
     }
-    if let ActQuant::LlmInt8 { .. } = emit.quant {
-        require(op, &out.floats, device.activation_dtype(), m * k)?;
-        require(op, &out.outliers, DType::U32, m * Act::outlier_words(k))?;
+    if format.quant == ActQuant::DynamicAsymmetric {
+        require(name, &out.zero_points, DType::I32, m)?;
     }
-    require_codes(op, out, m * k, m)
+    if let ActQuant::LlmInt8 { .. } = format.quant {
+        require(name, &out.outliers, DType::U32, m * LinearInput::outlier_words(k))?;
+    }
+    out.forget();
+    op(out)?;
+    out.record(format, m, k);
+    Ok(())
 }
 
-fn require_codes(op: &'static str, out: &Act, codes: usize, scales: usize) -> Result<()> {
+fn require_codes(op: &'static str, out: &LinearInput, codes: usize, scales: usize) -> Result<()> {
     let dtype = if out.codes.dtype() == DType::U8 { DType::U8 } else { DType::I8 };
     require(op, &out.codes, dtype, codes)?;
     require(op, &out.scales, DType::F32, scales)

@@ -1,67 +1,7 @@
-//! What the ops of [`Device`] take: activations, where outputs go, packed weights, and the shapes and rows of attention.
+//! What the ops of [`Device`](super::Device) take beside inputs and weights of linear layers: where outputs go, and the shapes and
+//! rows of attention.
 
-#[cfg(lowbit_cuda)]
-use super::cuda;
-use super::epilogue::Epilogue;
 use super::tensor::Tensor;
-use super::{Device, cpu};
-use crate::dtype::DType;
-use crate::error::Result;
-use crate::quant::{ActQuant, Scheme};
-
-/// Input of linear layers: a row-major `[rows, k]` matrix, as floats, as 8-bit codes with one scale per row, or both.
-///
-/// Which part is valid is what the producing op's [`Emit`] asked for. Buffers are scratch: allocated once for the
-/// largest batch and used from their start with a row stride of exactly `k`.
-///
-/// Codes are signed everywhere but in the bytes of a `U8` tensor, which holds each code plus 128: uint8 with zero point
-/// `z + 128` is the same affine map as int8 with zero point `z`.
-#[derive(Debug)]
-pub struct Act {
-    /// `[rows, k]` in the device's activation dtype; written when `Emit::quant` is [`ActQuant::None`].
-    pub floats: Tensor,
-    /// `[rows, k]` codes, `I8`, or `U8` (code plus 128); written otherwise.
-    pub codes: Tensor,
-    /// `[rows]` `F32` scales of the codes (every entry the static scale when static).
-    pub scales: Tensor,
-    /// `[rows]` `I32` zero points of the codes; written and read with [`ActQuant::DynamicAsymmetric`] alone.
-    pub zeros: Tensor,
-    /// `[rows, outlier_words(k)]` `U32`, with [`ActQuant::LlmInt8`] alone: bit `c % 32` of word `c / 32` is set where column
-    /// `c` is an outlier, whose code is 0 and whose value is in `floats`; other floats are then undefined.
-    pub outliers: Tensor,
-}
-
-impl Act {
-    /// Zeros for `rows` rows of `k`, with int8 codes.
-    pub fn new(device: &Device, rows: usize, k: usize) -> Result<Act> {
-        Ok(Act {
-            floats: device.zeros(device.activation_dtype(), rows * k)?,
-            codes: device.zeros(DType::I8, rows * k)?,
-            scales: device.zeros(DType::F32, rows)?,
-            zeros: device.zeros(DType::I32, rows)?,
-            outliers: device.zeros(DType::U32, rows * Act::outlier_words(k))?,
-        })
-    }
-
-    /// Words of a row of `outliers`.
-    pub fn outlier_words(k: usize) -> usize {
-        k.div_ceil(32)
-    }
-}
-
-/// What an op that produces a linear layer's input does on its way out.
-#[derive(Debug, Clone, Copy)]
-pub struct Emit<'a> {
-    /// Act-order gather: output column `c` takes computed column `order[c]` (`U32`, `[k]`).
-    pub order: Option<&'a Tensor>,
-    /// Quantization of the row, after the gather.
-    pub quant: ActQuant,
-}
-
-impl Emit<'_> {
-    /// Plain floats in their own order.
-    pub const FLOATS: Emit<'static> = Emit { order: None, quant: ActQuant::None };
-}
 
 /// Where a linear layer writes in each row of its destination.
 #[derive(Debug, Clone, Copy)]
@@ -79,55 +19,6 @@ pub enum Write {
     Store,
     /// `out += y` (`F32` destinations only: the residual stream).
     Add,
-}
-
-/// A linear layer's weight in one device's kernel layout. Only [`Device::pack`] makes one, so holding it proves
-/// that its bytes are in the order the device's kernels read, its shapes are checked, and its order is a permutation.
-#[derive(Debug)]
-pub struct PackedWeight {
-    /// Output channels.
-    pub n: usize,
-    /// Inputs.
-    pub k: usize,
-    /// What it was packed from.
-    pub scheme: Scheme,
-    /// `[k]` `U32` act-order gather that the producer of the input must apply.
-    pub order: Option<Tensor>,
-    /// What happens to its sums before they are written.
-    pub epilogue: Epilogue,
-    pub(crate) body: PackedBody,
-}
-
-#[derive(Debug)]
-pub(crate) enum PackedBody {
-    Cpu(Box<cpu::CpuPacked>),
-    #[cfg(lowbit_cuda)]
-    Cuda(Box<cuda::CudaPacked>),
-}
-
-impl PackedWeight {
-    /// Bytes of weights, scales, zero points and bias in device memory.
-    pub fn bytes(&self) -> usize {
-        match &self.body {
-            PackedBody::Cpu(p) => p.bytes(),
-            #[cfg(lowbit_cuda)]
-            PackedBody::Cuda(p) => p.bytes(),
-        }
-    }
-
-    /// Columns that it writes: its output channels, or half of them for [`SwiGlu`](super::Activation::SwiGlu).
-    pub fn outputs(&self) -> usize {
-        self.epilogue.outputs(self.n)
-    }
-
-    /// Name of the kernel that runs it for `m` rows, for reports.
-    pub fn kernel(&self, m: usize) -> String {
-        match &self.body {
-            PackedBody::Cpu(p) => p.kernel(m),
-            #[cfg(lowbit_cuda)]
-            PackedBody::Cuda(p) => p.kernel(m),
-        }
-    }
 }
 
 /// Shape of the attention of one model.
@@ -181,8 +72,17 @@ pub struct BatchMeta {
     pub max_q_len: usize,
     /// Most keys of any sequence.
     pub max_context_len: usize,
-    /// Rows whose logits are wanted.
-    pub num_logit_rows: usize,
+}
+
+impl BatchMeta {
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        let BatchMeta {
+            token_ids, positions, slot_mapping, block_tables, context_lens, cu_seqlens_q, logit_rows, ..
+        } = self;
+        let tensors = [token_ids, positions, slot_mapping, block_tables, context_lens, cu_seqlens_q, logit_rows];
+        tensors.map(Tensor::bytes).iter().sum()
+    }
 }
 
 /// Keys and values of one layer: two `[num_blocks, block_size, num_kv_heads, head_dim]` tensors.

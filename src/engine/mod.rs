@@ -13,8 +13,7 @@ pub use scheduler::{Scheduled, Scheduler};
 pub use sequence::{FinishReason, RequestId, Sequence};
 
 use crate::error::{Error, Result};
-use crate::layers::KvCache;
-use crate::models::{Batch, Model};
+use crate::models::{Batch, Logits, LogitsStats, ModelRunner};
 use sampling::{Sampled, SamplingParams};
 
 /// One request.
@@ -29,7 +28,7 @@ pub struct Request {
 }
 
 /// What a step did to one request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum Event {
     /// A token was generated. End-of-sequence ids are reported too, followed by `Finished`.
     Token {
@@ -50,7 +49,7 @@ pub enum Event {
         /// Which.
         id: RequestId,
         /// Why.
-        error: String,
+        error: Error,
     },
 }
 
@@ -70,23 +69,21 @@ pub struct Load {
 /// A model, its KV cache and the requests in flight.
 #[derive(Debug)]
 pub struct Engine {
-    model: Model,
-    cache: KvCache,
+    runner: ModelRunner,
     scheduler: Scheduler,
     next_id: u64,
 }
 
 impl Engine {
-    /// Allocates the KV cache that the model's limits plan.
-    pub fn new(model: Model) -> Result<Engine> {
-        let cache = model.new_cache()?;
-        let scheduler = Scheduler::new(model.limits(), BlockManager::new(cache.num_blocks));
-        Ok(Engine { model, cache, scheduler, next_id: 0 })
+    /// An engine without requests.
+    pub fn new(runner: ModelRunner) -> Engine {
+        let scheduler = Scheduler::new(runner.limits(), BlockManager::new(runner.cache().num_blocks));
+        Engine { runner, scheduler, next_id: 0 }
     }
 
-    /// The model.
-    pub fn model(&self) -> &Model {
-        &self.model
+    /// The model, and what it runs with.
+    pub fn runner(&self) -> &ModelRunner {
+        &self.runner
     }
 
     /// Queues a request.
@@ -95,7 +92,7 @@ impl Engine {
     /// `Input` when it could never run: no prompt, an id outside the vocabulary, a parameter out of range, or more
     /// tokens than a sequence may have.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
-        let vocab = self.model.config().vocab_size;
+        let vocab = self.runner.config().vocab_size;
         request.params.validate(vocab)?;
         if request.prompt_ids.is_empty() {
             return Err(Error::input("prompt", "is empty after tokenization; give at least one token"));
@@ -103,7 +100,7 @@ impl Engine {
         if let Some(id) = request.prompt_ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::input("prompt", format!("token id {id} is outside the vocabulary of {vocab}")));
         }
-        let limit = self.model.limits().max_model_len;
+        let limit = self.runner.limits().max_model_len;
         let prompt = request.prompt_ids.len();
         if request.max_tokens == 0 || prompt.saturating_add(request.max_tokens) > limit {
             let reason = format!(
@@ -154,11 +151,11 @@ impl Engine {
                 sampling.push(s.id);
             }
         }
-        self.model.forward(&batch, &mut self.cache)?;
+        let logits = self.runner.run(&batch)?;
         for s in &scheduled {
             self.scheduler.get_mut(s.id).set_computed(s.end);
         }
-        let sampled = self.sample(&sampling)?;
+        let sampled = sample(&mut self.scheduler, &sampling, logits)?;
         let mut events = Vec::new();
         for (id, sampled) in sampling.into_iter().zip(sampled) {
             match sampled {
@@ -172,27 +169,27 @@ impl Engine {
                 }
                 Err(error) => {
                     self.scheduler.remove(id);
-                    events.push(Event::Failed { id, error: error.to_string() });
+                    events.push(Event::Failed { id, error });
                 }
             }
         }
         Ok(events)
     }
+}
 
-    /// One token for each of `ids`, whose logits rows are in this order. Plain greedy batches never leave the device.
-    fn sample(&mut self, ids: &[RequestId]) -> Result<Vec<Result<Sampled>>> {
-        if ids.iter().all(|&id| self.scheduler.get(id).is_plain_greedy()) {
-            let stats = self.model.logits_stats(&[])?;
-            let pick = |s: crate::models::LogitsStats| {
-                if s.logprob.is_nan() {
-                    return Err(Error::Shape { op: "sample", expected: "finite logits".into(), got: "NaN".into() });
-                }
-                Ok(Sampled { id: s.id, logprob: s.logprob, top: Vec::new() })
-            };
-            return Ok(stats.into_iter().map(pick).collect());
-        }
-        let logits = self.model.logits()?;
-        let rows = logits.chunks_exact(self.model.config().vocab_size);
-        Ok(ids.iter().zip(rows).map(|(&id, row)| self.scheduler.get_mut(id).sample(row)).collect())
+/// One token for each of `ids`, whose rows of `logits` are in this order. Plain greedy batches never leave the device.
+fn sample(scheduler: &mut Scheduler, ids: &[RequestId], mut logits: Logits<'_>) -> Result<Vec<Result<Sampled>>> {
+    if ids.iter().all(|&id| scheduler.get(id).is_plain_greedy()) {
+        let pick = |s: LogitsStats| {
+            if s.logprob.is_nan() {
+                return Err(Error::not_finite("logits", s.logprob));
+            }
+            Ok(Sampled { id: s.id, logprob: s.logprob, top: Vec::new() })
+        };
+        return Ok(logits.stats(&[])?.into_iter().map(pick).collect());
     }
+    let vocab = logits.vocab_size();
+    let logits = logits.read()?;
+    let rows = logits.chunks_exact(vocab);
+    Ok(ids.iter().zip(rows).map(|(&id, row)| scheduler.get_mut(id).sample(row)).collect())
 }

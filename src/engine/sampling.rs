@@ -166,7 +166,7 @@ impl Sampler {
     /// Chooses the next token from one row of logits, `[vocab]`, and counts it as output.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the row is empty or holds NaN or positive infinity; [`Error::Input`] when biases ban
+    /// [`Error::NotFinite`] when the row is empty or holds NaN or positive infinity; [`Error::Input`] when biases ban
     /// every token.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
         check(logits)?;
@@ -264,12 +264,11 @@ impl Sampler {
 }
 
 fn check(logits: &[f32]) -> Result<()> {
-    let got = match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
-        Some(id) => format!("{} for token {id}: the weights or activations overflow", logits[id]),
-        None if argmax(logits).is_none() => "no token with a probability above 0".to_string(),
-        None => return Ok(()),
-    };
-    Err(Error::Shape { op: "sample", expected: "finite logits".to_string(), got })
+    match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+        Some(id) => Err(Error::not_finite("logits", format!("{} for token {id}", logits[id]))),
+        None if argmax(logits).is_none() => Err(Error::not_finite("logits", "no token with a probability above 0")),
+        None => Ok(()),
+    }
 }
 
 /// The lowest id of the greatest logit; `None` when all are negative infinity.

@@ -1,7 +1,7 @@
 //! gate and up of an MLP: one linear layer with SwiGLU fused where the device has it for the weight, else `silu_mul` after it.
 
 use super::Linear;
-use crate::device::{Act, Activation, Columns, Device, Emit, Epilogue, Output, Tensor, Write};
+use crate::device::{Activation, Columns, Device, Epilogue, InputFormat, LinearInput, OrderId, Output, Tensor, Write};
 use crate::error::Result;
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
 
@@ -27,38 +27,44 @@ impl Linear {
             [weight] => fused.into_iter().find(|epilogue| fits(weight, epilogue)).unwrap_or(Epilogue::NONE),
             _ => Epilogue::NONE,
         };
+        let mut output_order = None;
         if let (true, [weight], Weight::Quant(down)) = (epilogue != Epilogue::NONE, &mut joined[..], &down.weight)
             && let Some(order) = &down.order
         {
             order_halves(weight, order);
+            output_order = Some(OrderId::of(order));
         }
-        Linear::pack(device, joined, epilogue)
+        let mut linear = Linear::pack(device, joined, epilogue)?;
+        linear.parts.iter_mut().for_each(|part| part.output_order = output_order);
+        Ok(linear)
     }
 
     /// `out = silu(gate) * up` of `m` rows as `down` takes it; `gate_up` is scratch of `[m, 2 * intermediate]`.
     pub fn gate(
         &self,
         device: &Device,
-        out: &mut Act,
-        x: &Act,
+        out: &mut LinearInput,
+        x: &LinearInput,
         gate_up: &mut Tensor,
         down: &Linear,
         m: usize,
     ) -> Result<()> {
-        let emit = down.emit();
+        let format = down.input_format();
         match self.parts() {
             [part] if part.epilogue.output != Output::Floats => device.linear_codes(out, x, part, m),
             [part] if part.epilogue.activation == Activation::SwiGlu => {
                 let columns = Columns { offset: 0, stride: down.k() };
-                if emit.quant == ActQuant::None {
-                    return device.linear(&mut out.floats, columns, x, part, Write::Store, m);
+                if format.quant == ActQuant::None {
+                    device.linear(&mut out.floats, columns, x, part, Write::Store, m)?;
+                    out.record(format, m, down.k());
+                    return Ok(());
                 }
                 device.linear(gate_up, columns, x, part, Write::Store, m)?;
-                device.quantize(out, gate_up, down.k(), Emit { order: None, ..emit }, m)
+                device.quantize(out, gate_up, down.k(), InputFormat { is_gathered: true, ..format }, m)
             }
             _ => {
                 self.forward(device, gate_up, x, out, Write::Store, m)?;
-                device.silu_mul(out, gate_up, down.k(), emit, m)
+                device.silu_mul(out, gate_up, down.k(), format, m)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A linear layer: one weight, or several that share their input (q, k, v; gate, up) and write side by side.
 
-use crate::device::{Act, Columns, Device, Emit, Epilogue, PackedWeight, Tensor, Write};
+use crate::device::{Columns, Device, Epilogue, InputFormat, LinearInput, PackedWeight, Tensor, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
@@ -11,10 +11,10 @@ use crate::quant::{ActQuant, LinearWeight, QuantWeight, Scheme, Weight};
 /// differ (mixed bits, their own act-order or static scale) stay separate parts.
 #[derive(Debug)]
 pub struct Linear {
-    parts: Vec<PackedWeight>,
+    pub(super) parts: Vec<PackedWeight>,
     n: usize,
     k: usize,
-    /// All parts read the same emitted input, so its producer can emit it.
+    /// All parts read their input in the same format, so its producer can write it so.
     uniform_input: bool,
 }
 
@@ -76,19 +76,19 @@ impl Linear {
         self.parts.iter().map(PackedWeight::bytes).sum()
     }
 
-    /// What the producer of the input should emit.
-    pub fn emit(&self) -> Emit<'_> {
-        if self.uniform_input { emit_of(&self.parts[0]) } else { Emit::FLOATS }
+    /// What the producer of the input should write.
+    pub fn input_format(&self) -> InputFormat<'_> {
+        if self.uniform_input { self.parts[0].input_format() } else { InputFormat::FLOATS }
     }
 
-    /// `out[r, ..n] (+)= x w^T + bias` for `m` rows of stride `n`; `x` as [`Linear::emit`] asked. `spare` is scratch
+    /// `out[r, ..n] (+)= x w^T + bias` for `m` rows of stride `n`; `x` as [`Linear::input_format`] asked. `spare` is scratch
     /// for parts that need an input of their own.
     pub fn forward(
         &self,
         device: &Device,
         out: &mut Tensor,
-        x: &Act,
-        spare: &mut Act,
+        x: &LinearInput,
+        spare: &mut LinearInput,
         write: Write,
         m: usize,
     ) -> Result<()> {
@@ -97,7 +97,7 @@ impl Linear {
             let columns = Columns { offset, stride: self.n };
             let own_input = !self.uniform_input && (part.order.is_some() || part.scheme.activation != ActQuant::None);
             if own_input {
-                device.quantize(spare, &x.floats, self.k, emit_of(part), m)?;
+                device.quantize(spare, x.plain_floats()?, self.k, part.input_format(), m)?;
                 device.linear(out, columns, spare, part, write, m)?;
             } else {
                 device.linear(out, columns, x, part, write, m)?;
@@ -111,10 +111,6 @@ impl Linear {
     pub fn schemes(&self) -> impl Iterator<Item = Scheme> + '_ {
         self.parts.iter().map(|p| p.scheme)
     }
-}
-
-fn emit_of(part: &PackedWeight) -> Emit<'_> {
-    Emit { order: part.order.as_ref(), quant: part.scheme.activation }
 }
 
 /// What a weight wants its input to look like.
@@ -132,7 +128,7 @@ fn join(a: LinearWeight, b: LinearWeight) -> Result<LinearWeight, Box<[LinearWei
         && match (&a.weight, &b.weight) {
             (Weight::Dense { data: x, .. }, Weight::Dense { data: y, .. }) => x.dtype() == y.dtype(),
             (Weight::Quant(x), Weight::Quant(y)) => {
-                x.bits == y.bits && x.group_size == y.group_size && x.codebook == y.codebook
+                x.bits == y.bits && x.group_size == y.group_size && x.encoding == y.encoding
             }
             _ => false,
         };

@@ -1,6 +1,6 @@
 //! RMSNorm.
 
-use crate::device::{Act, Device, Emit, Tensor};
+use crate::device::{Device, InputFormat, LinearInput, Tensor};
 use crate::dtype::HostData;
 use crate::error::Result;
 
@@ -17,22 +17,29 @@ impl RmsNorm {
         Ok(RmsNorm { weight: device.upload(HostData::F32(weight.to_f32()))?, eps })
     }
 
-    /// `out = emit(norm(x))` for `m` rows of the `F32` residual stream.
-    pub fn forward(&self, device: &Device, out: &mut Act, x: &Tensor, emit: Emit<'_>, m: usize) -> Result<()> {
-        device.rms_norm(out, x, &self.weight, self.eps, emit, m)
+    /// `out = norm(x)` in `format` for `m` rows of the `F32` residual stream.
+    pub fn forward(
+        &self,
+        device: &Device,
+        out: &mut LinearInput,
+        x: &Tensor,
+        format: InputFormat<'_>,
+        m: usize,
+    ) -> Result<()> {
+        device.rms_norm(out, x, &self.weight, self.eps, format, m)
     }
 
-    /// `out = emit(norm(x))` for `m` rows of activations, or where `gated` of `relu(gate)^2 * up` from `[m, 2 * k]`.
+    /// `out = norm(x)` in `format` for `m` rows of activations, or where `gated` of `relu(gate)^2 * up` from `[m, 2 * k]`.
     pub fn forward_inner(
         &self,
         device: &Device,
-        out: &mut Act,
+        out: &mut LinearInput,
         x: &Tensor,
         gated: bool,
-        emit: Emit<'_>,
+        format: InputFormat<'_>,
         m: usize,
     ) -> Result<()> {
-        device.sub_norm(out, x, gated, &self.weight, self.eps, emit, m)
+        device.sub_norm(out, x, gated, &self.weight, self.eps, format, m)
     }
 
     /// `[k]` `F32` weight.

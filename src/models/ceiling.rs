@@ -4,13 +4,13 @@
 //! else is counted. No program reaches it; `bench` says how near this one comes.
 
 use crate::checkpoint::ModelConfig;
+use crate::device::{Packing, Target};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layers::KvCache;
 use crate::quant::{ActQuant, Scheme};
 
-use super::load::linear_shapes;
-use super::plan::{Target, attention_shape, resident_bytes};
+use super::spec::{ModelSpec, attention_shape};
 
 /// A GPU by its data sheet: peak rates without sparsity.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,7 @@ const fn gpu(name: &'static str, sm: u32, gib: u64, gb_per_s: f64, tflops: f64, 
 impl Gpu {
     /// What models take there, with activations in `dtype`.
     pub fn target(&self, dtype: DType) -> Target {
-        Target { dtype, packs_ternary: self.sm == 90 }
+        Target { dtype, packing: Packing::Cuda { sm90: self.sm == 90 } }
     }
 }
 
@@ -75,12 +75,12 @@ impl Work {
     /// Those of `scheme`.
     pub fn new(config: &ModelConfig, target: Target, mut scheme: impl FnMut(&str) -> Result<Scheme>) -> Result<Work> {
         let (mut weight_bytes, mut macs, mut head_macs) = (0.0, [0.0; 2], 0.0);
-        for (name, n, k) in linear_shapes(config) {
-            let scheme = scheme(&name)?;
-            weight_bytes += resident_bytes(&scheme, n, k, target) as f64;
-            let count = (n * k) as f64;
+        let spec = ModelSpec::new(config);
+        for linear in spec.linears().chain([&spec.head]) {
+            let (scheme, count) = (scheme(&linear.name)?, (linear.n * linear.k) as f64);
+            weight_bytes += target.packed_bytes(&scheme, linear.n, linear.k, linear.bias) as f64;
             match scheme.activation {
-                _ if name == "lm_head" => head_macs = count,
+                _ if linear.name == spec.head.name => head_macs = count,
                 ActQuant::None => macs[0] += count,
                 _ => macs[1] += count,
             }

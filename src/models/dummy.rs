@@ -7,10 +7,12 @@ use crate::device::Device;
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::layers::{Linear, RmsNorm};
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Weight};
 
-use super::decoder::{DecoderLayer, Limits, Model};
+use super::batch::Limits;
+use super::model::Model;
 use super::plan::MemoryPlan;
+use super::spec::{LinearSpec, ModelSpec, TensorSpec};
 
 /// A shape: name, architecture, hidden, intermediate, layers, heads, KV heads, head size, vocabulary, tied head.
 type Shape = (&'static str, Architecture, usize, usize, usize, usize, usize, usize, usize, bool);
@@ -36,17 +38,23 @@ pub enum DummyScheme {
     Bf16,
     /// `bits` of weight with 16-bit activations; group size, 0 for per channel.
     WeightOnly(u8, usize),
+    /// FP8 weights with 16-bit activations; group size, 0 for per channel.
+    Fp8(usize),
     /// `bits` of weight with dynamic int8 activations; group size, 0 for per channel.
     Int8(u8, usize),
 }
 
 impl DummyScheme {
-    /// Parses `bf16`, `w4a16`, `w8a16`, `w8a8`, `w4a8` (any 2 to 8 bits) with a group size (0: per channel;
+    /// Parses `bf16`, `fp8a16`, `w4a16`, `w8a16`, `w8a8`, `w4a8` (any 2 to 8 bits) with a group size (0: per channel;
     /// without one per channel at 8 bits, else 128).
     pub fn parse(scheme: &str, group_size: Option<usize>) -> Result<DummyScheme> {
-        let bad = || Error::input("--scheme", format!("`{scheme}` is not one of bf16, w2a16 to w8a16, w2a8 to w8a8"));
+        let bad =
+            || Error::input("--scheme", format!("`{scheme}` is not one of bf16, fp8a16, w2a16 to w8a16, w2a8 to w8a8"));
         if scheme == "bf16" {
             return Ok(DummyScheme::Bf16);
+        }
+        if scheme == "fp8a16" {
+            return Ok(DummyScheme::Fp8(group_size.unwrap_or(0)));
         }
         let (bits, activation) = scheme.strip_prefix('w').and_then(|s| s.split_once('a')).ok_or_else(bad)?;
         let bits: u8 = bits.parse().ok().filter(|b| (2..=8).contains(b)).ok_or_else(bad)?;
@@ -103,6 +111,7 @@ pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u
             let weight = Weight::Dense { n, k, data: HostData::BF16(values) };
             return LinearWeight { weight, bias, activation: ActQuant::None };
         }
+        DummyScheme::Fp8(group) => (8, group, ActQuant::None),
         DummyScheme::WeightOnly(bits, group) => (bits, group, ActQuant::None),
         DummyScheme::Int8(bits, group) => (bits, group, ActQuant::DynamicPerToken),
     };
@@ -111,9 +120,16 @@ pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u
     let mut codes = vec![0; n * k];
     fill_random(&mut codes, seed);
     codes.par_iter_mut().for_each(|c| *c >>= 8 - bits);
-    let step = deviation * 3.46 / f32::from(1u16 << bits); // uniform codes: deviation of the range / sqrt(12)
+    let is_fp8 = matches!(scheme, DummyScheme::Fp8(_));
+    let (encoding, zero, step) = if is_fp8 {
+        codes.par_iter_mut().for_each(|c| *c -= u8::from(*c & 0x7f == 0x7f)); // no NaN
+        (Encoding::E4m3, 0.0, deviation / 100.0) // the values of all codes: a deviation of 100
+    } else {
+        let step = deviation * 3.46 / f32::from(1u16 << bits); // uniform codes: deviation of the range / sqrt(12)
+        (Encoding::Affine, f32::from(1u16 << (bits - 1)), step)
+    };
     let scales = (0..n * groups).map(|i| half::bf16::from_f32(step * (1.0 + (i % 7) as f32 / 32.0)).to_f32()).collect();
-    let zeros = vec![f32::from(1u16 << (bits - 1)); n * groups];
+    let zeros = vec![zero; n * groups];
     let weight = Weight::Quant(QuantWeight {
         n,
         k,
@@ -123,7 +139,7 @@ pub fn dummy_linear(scheme: DummyScheme, n: usize, k: usize, bias: bool, seed: u
         scales,
         zeros,
         order: None,
-        codebook: None,
+        encoding,
     });
     LinearWeight { weight, bias, activation }
 }
@@ -144,60 +160,48 @@ pub(crate) fn fill_random(bytes: &mut [u8], seed: u64) {
 }
 
 impl Model {
-    /// A model of `config` with random weights, those of the head as `head`.
+    /// A model of `config` with random weights, those of the head as `head`, if there is room for it and a runner of these `limits`.
     pub fn dummy(
         config: ModelConfig,
         scheme: DummyScheme,
         head: DummyScheme,
         device: &Device,
-        limits: Limits,
+        limits: &Limits,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Model> {
         let kind = |name: &str| if name == "lm_head" { head } else { scheme };
         let group = |name: &str| dummy_linear(kind(name), 1, config.hidden_size, false, 0).scheme();
-        let plan = MemoryPlan::new(&config, &limits, device.into(), |name| Ok(group(name)))?;
+        let plan = MemoryPlan::new(&config, limits, device.into(), DType::BF16, |name| Ok(group(name)))?;
         plan.check(device.memory()?.0)?;
-        let (hidden, inner, eps) = (config.hidden_size, config.intermediate_size, config.rms_norm_eps);
-        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-        let ones = |width: usize| RmsNorm::new(device, &HostData::F32(vec![1.0; width]), eps);
+        let spec = ModelSpec::new(&config);
+        let ones =
+            |norm: &TensorSpec| RmsNorm::new(device, &HostData::F32(vec![1.0; norm.elements()]), config.rms_norm_eps);
         let mut seed = 0;
-        let mut weights = |ns: &[usize], k: usize, bias: bool| -> Vec<LinearWeight> {
-            let weight = |&n: &usize| {
-                seed += 1;
-                dummy_linear(scheme, n, k, bias, seed)
-            };
-            ns.iter().map(weight).collect()
+        let mut weight = |linear: &LinearSpec| {
+            seed += 1;
+            dummy_linear(scheme, linear.n, linear.k, linear.bias, seed)
         };
         let mut layers = Vec::with_capacity(config.num_layers);
-        for i in 0..config.num_layers {
+        for (i, layer) in spec.layers.iter().enumerate() {
             progress(i, config.num_layers);
-            let qk_norm = match config.architecture {
-                Architecture::Qwen3 => Some((ones(config.head_dim)?, ones(config.head_dim)?)),
-                _ => None,
-            };
-            let qkv = weights(&[q, kv, kv], hidden, config.qkv_bias);
-            let o = weights(&[hidden], q, config.o_bias);
-            let gate_up = weights(&[inner, inner], hidden, config.mlp_bias);
-            let down = weights(&[hidden], inner, config.mlp_bias);
-            layers.push(DecoderLayer {
-                input_norm: ones(hidden)?,
-                qkv: Linear::new(device, qkv)?,
-                qk_norm,
-                sub_norms: None,
-                o: Linear::new(device, o)?,
-                post_attention_norm: ones(hidden)?,
-                gate_up: Linear::gated(device, gate_up, &down[0])?,
-                down: Linear::new(device, down)?,
-            });
+            let norms = layer.parts.as_ref().try_map_norms(ones)?;
+            let weights = norms.try_map(|_, linears| linears.try_map(|_, linear| Ok::<_, Error>(weight(linear))))?;
+            layers.push(weights.pack(device)?);
         }
         progress(config.num_layers, config.num_layers);
-        let weights = dummy_linear(DummyScheme::Bf16, config.vocab_size, hidden, false, 0);
+        let weights = dummy_linear(DummyScheme::Bf16, spec.head.n, spec.head.k, false, 0);
         let Weight::Dense { data: embedding, .. } = weights.weight else {
             return Err(Error::Shape { op: "dummy", expected: "a dense embedding".into(), got: DType::U8.to_string() });
         };
-        let head = dummy_linear(head, config.vocab_size, hidden, false, 0);
-        let norm = ones(hidden)?;
-        Model::assemble(config, device, limits, embedding, layers, norm, head)
+        Ok(Model {
+            device: device.clone(),
+            embedding: device.upload(embedding)?,
+            head: Linear::new(device, vec![dummy_linear(head, spec.head.n, spec.head.k, false, 0)])?,
+            norm: ones(&spec.norm)?,
+            config,
+            spec,
+            layers,
+        })
     }
 }
 

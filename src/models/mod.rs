@@ -1,19 +1,29 @@
-//! Models: architectures as configuration and tensor-name tables over one decoder.
+//! Models: one decoder, what the architectures differ in told by a specification, and who computes with it.
 
+mod batch;
 mod ceiling;
-mod decoder;
 mod dummy;
-mod load;
+mod forward;
+mod layer;
+mod model;
 mod plan;
 pub mod quantize;
+pub(crate) mod reference;
+mod role;
 mod rope;
+mod runner;
+mod spec;
+mod workspace;
 
+pub use batch::{Batch, Limits};
 pub use ceiling::{GPUS, Gpu, Work};
-pub use decoder::{Batch, DecoderLayer, Limits, LogitsStats, Model};
 #[cfg(lowbit_cuda)]
 pub(crate) use dummy::fill_random;
 pub use dummy::{DUMMY_MODELS, DummyScheme, dummy_config, dummy_linear};
-pub(crate) use load::SUB_NORMS;
-pub use load::{LayerTable, expected_tensors, layer_tables, linear_names};
-pub use plan::{MemoryPlan, Target, attention_shape};
+pub use layer::{Attention, DecoderLayer, DenseMlp, Mlp, Projections, QkNorm};
+pub use model::Model;
+pub use plan::MemoryPlan;
+pub use role::{LinearRole, Slot, SplitAxis};
 pub use rope::rope_table;
+pub use runner::{HiddenStates, Logits, LogitsStats, ModelRunner};
+pub use spec::{LayerSpec, LinearSpec, ModelSpec, TensorSpec, attention_shape, expected_tensors, linear_names};

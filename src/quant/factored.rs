@@ -31,7 +31,7 @@ pub struct Factored {
 impl Factored {
     /// Of a weight of up to 4 bits and several groups. `None` where its scales are no such multiples, or the products no int8.
     pub fn of(q: &QuantWeight) -> Option<Factored> {
-        let fits = q.bits <= 4 && q.codebook.is_none() && q.k.is_multiple_of(16) && q.k <= MOST_COLUMNS;
+        let fits = q.bits <= 4 && q.encoding.is_affine() && q.k.is_multiple_of(16) && q.k <= MOST_COLUMNS;
         if !fits || q.groups() == 1 || !q.group_size.is_multiple_of(COLUMNS) {
             return None;
         }

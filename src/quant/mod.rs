@@ -1,6 +1,6 @@
 //! Quantization on host slices: schemes, the canonical quantized weight, packing of codes; and the mathematics that
-//! makes one: affine maps, observers, codebooks ([`affine`], [`observer`], [`histogram`], [`codebook`]), grids and the
-//! methods over them ([`grid`], [`hqq`], [`gptq`], [`awq`], [`smooth`]).
+//! makes one: what codes mean ([`encoding`]), affine maps, observers, codebooks ([`affine`], [`observer`], [`histogram`],
+//! [`codebook`]), grids and the methods over them ([`grid`], [`hqq`], [`gptq`], [`awq`], [`smooth`]).
 //!
 //! Nothing here knows files or devices. `checkpoint` reads every format into [`LinearWeight`]; a device's
 //! `pack` turns that into bytes in its own kernels' layout.
@@ -13,6 +13,7 @@ pub mod awq;
 pub mod codebook;
 pub mod codes;
 pub mod distortion;
+pub mod encoding;
 pub mod factored;
 pub mod fake;
 mod gemm;
@@ -33,6 +34,7 @@ pub mod ternary;
 
 pub use codebook::Codebook;
 pub use codes::{Codes, SharedBytes, Storage, Stored};
+pub use encoding::Encoding;
 pub use factored::Factored;
 
 use rayon::prelude::*;
@@ -81,10 +83,10 @@ pub struct Scheme {
     pub weight_bits: u8,
     /// Consecutive inputs (after act-order sorting) that share a scale; `None` is one scale per output channel.
     pub group_size: Option<usize>,
-    /// Every zero point is the middle code `2^(bits-1)`; always true with a codebook.
+    /// Every zero point is the middle code `2^(bits-1)`; always true of codes that are no integers.
     pub symmetric: bool,
-    /// What codes stand for, where they are not evenly spaced.
-    pub codebook: Option<Codebook>,
+    /// What codes stand for.
+    pub encoding: Encoding,
     /// Columns are stored in another order than the layer's inputs.
     pub act_order: bool,
     /// Activation side.
@@ -98,7 +100,7 @@ impl Scheme {
             weight_bits: 8 * dtype.size_bytes() as u8,
             group_size: None,
             symmetric: true,
-            codebook: None,
+            encoding: Encoding::Affine,
             act_order: false,
             activation: ActQuant::None,
         }
@@ -116,15 +118,12 @@ impl std::fmt::Display for Scheme {
             return f.write_str(if self.weight_bits == 16 { "16-bit" } else { "32-bit" });
         }
         let activation_bits = if self.activation == ActQuant::None { 16 } else { 8 };
-        match self.codebook {
-            Some(codebook) => write!(f, "{}a{activation_bits}", codebook.name())?,
-            None => write!(f, "w{}a{activation_bits}", self.weight_bits)?,
-        }
+        write!(f, "{}a{activation_bits}", self.encoding.name(self.weight_bits))?;
         match self.group_size {
             Some(g) => write!(f, " g{g}")?,
             None => f.write_str(" per-channel")?,
         }
-        if self.codebook.is_none() {
+        if self.encoding.is_affine() {
             f.write_str(if self.symmetric { " sym" } else { " asym" })?;
         }
         if self.act_order {
@@ -147,7 +146,7 @@ impl std::fmt::Display for Scheme {
 ///
 /// `w[r, order[c]] = scales[r, c / g] * (codes[r, c] - zeros[r, c / g])`, with `g = group_size` and
 /// `order` the identity when absent. Codes are unsigned whatever the file held (a signed code plus `2^(bits-1)`).
-/// With a codebook `codebook[codes[r, c]]` takes the place of the code, and zero points are 0.
+/// With another [`Encoding`] than the affine one the value of the code takes its place, and zero points are 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantWeight {
     /// Output channels.
@@ -167,8 +166,8 @@ pub struct QuantWeight {
     pub zeros: Vec<f32>,
     /// Act-order: stored column `c` multiplies input `order[c]`. A permutation of `0..k`.
     pub order: Option<Vec<u32>>,
-    /// What codes stand for, where they are not evenly spaced; `bits` is then 4.
-    pub codebook: Option<Codebook>,
+    /// What codes stand for.
+    pub encoding: Encoding,
 }
 
 impl QuantWeight {
@@ -185,7 +184,7 @@ impl QuantWeight {
             scales: vec![0.0; groups],
             zeros: vec![0.0; groups],
             order: None,
-            codebook: None,
+            encoding: Encoding::Affine,
         }
     }
 
@@ -194,9 +193,9 @@ impl QuantWeight {
         self.k.div_ceil(self.group_size)
     }
 
-    /// True when every zero point is the middle code, and of every codebook weight.
+    /// True when every zero point is the middle code, and of every weight whose codes are no integers.
     pub fn is_symmetric(&self) -> bool {
-        if self.codebook.is_some() {
+        if !self.encoding.is_affine() {
             return true;
         }
         let middle = f32::from(1u16 << (self.bits - 1));
@@ -205,10 +204,7 @@ impl QuantWeight {
 
     /// What each code stands for, before zero point and scale: `2^bits` values.
     pub fn levels(&self) -> Vec<f32> {
-        match &self.codebook {
-            Some(codebook) => codebook.0.to_vec(),
-            None => (0..1u16 << self.bits).map(f32::from).collect(),
-        }
+        self.encoding.values(self.bits)
     }
 
     /// The weight as `[n, k]` f32 in the layer's own input order: `s * (q - z)`, each one rounding.
@@ -287,7 +283,7 @@ impl LinearWeight {
                 weight_bits: q.bits,
                 group_size: (q.group_size < q.k).then_some(q.group_size),
                 symmetric: q.is_symmetric(),
-                codebook: q.codebook,
+                encoding: q.encoding,
                 act_order: q.order.is_some(),
                 activation: self.activation,
             },

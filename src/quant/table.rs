@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::QuantWeight;
 use super::affine::{bounds, smallest_normal};
 use super::codebook::{Codebook, kmeans, nearest};
 use super::grid::Grid;
 use super::observer::absmax;
+use super::{Encoding, QuantWeight};
 
 /// Bins of the distribution that a table is learned from: a width of 2^-15, a thousandth of a table's usual gap.
 const BINS: usize = 1 << 16;
@@ -43,7 +43,7 @@ pub fn round_to_table(w: &[f32], k: usize, grid: &Grid, table: Codebook) -> Opti
         scales,
         zeros,
         order: None,
-        codebook: Some(table),
+        encoding: Encoding::Codebook(table),
     })
 }
 

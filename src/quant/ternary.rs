@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::QuantWeight;
 use super::affine::{bounds, smallest_normal};
 use super::grid::Grid;
 use super::observer::absmean;
+use super::{Encoding, QuantWeight};
 
 /// Which weights become 0, and what the others stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,17 @@ pub fn ternary(w: &[f32], k: usize, grid: &Grid, threshold: Threshold) -> Option
     .collect::<Option<()>>()?;
     let zeros = vec![2.0; scales.len()];
     scales.iter().all(|s| s.is_finite()).then_some(())?;
-    Some(QuantWeight { n, k, bits: 2, group_size, codes: codes.into(), scales, zeros, order: None, codebook: None })
+    Some(QuantWeight {
+        n,
+        k,
+        bits: 2,
+        group_size,
+        codes: codes.into(),
+        scales,
+        zeros,
+        order: None,
+        encoding: Encoding::Affine,
+    })
 }
 
 /// Codes of -1, 0 and 1 with one scale: `w' = scale * code`.

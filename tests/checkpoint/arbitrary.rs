@@ -24,8 +24,17 @@ fn exercise(config: &[u8], weights: &[u8]) {
     }
 }
 
-fn bases() -> [Build; 6] {
-    [build::gptq(), build::awq(), build::ct_packed(), build::ct_int8(), build::bnb_nf4(), build::bnb_int8()]
+fn bases() -> [Build; 8] {
+    [
+        build::gptq(),
+        build::awq(),
+        build::ct_packed(),
+        build::ct_int8(),
+        build::ct_fp8(),
+        build::hf_fp8(),
+        build::bnb_nf4(),
+        build::bnb_int8(),
+    ]
 }
 
 fn files(base: &Build) -> (Vec<u8>, Vec<u8>) {
@@ -96,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_shards(base in 0usize..6, at: prop::sample::Index, byte: u8, cut: prop::sample::Index, truncate: bool) {
+    fn damaged_shards(base in 0usize..8, at: prop::sample::Index, byte: u8, cut: prop::sample::Index, truncate: bool) {
         let (config, mut weights) = files(&bases()[base]);
         let at = at.index(weights.len());
         weights[at] = byte;
@@ -107,7 +116,7 @@ proptest! {
     }
 
     #[test]
-    fn strange_configurations(base in 0usize..6, at in 0usize..60, value in strange()) {
+    fn strange_configurations(base in 0usize..8, at in 0usize..60, value in strange()) {
         let (config, weights) = files(&bases()[base]);
         let mut config: Value = serde_json::from_slice(&config).unwrap();
         replace(&mut config, &mut { at }, &value);
@@ -115,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_configurations(base in 0usize..6, at: prop::sample::Index, byte: u8) {
+    fn damaged_configurations(base in 0usize..8, at: prop::sample::Index, byte: u8) {
         let (mut config, weights) = files(&bases()[base]);
         let at = at.index(config.len());
         config[at] = byte;

@@ -40,7 +40,7 @@ impl Build {
     /// Adds or replaces a tensor; `fill` is repeated to its size.
     pub fn tensor(mut self, name: &str, dtype: &'static str, shape: &[usize], fill: &[u8]) -> Build {
         let size = match dtype {
-            "I8" | "U8" | "F8_E4M3" => 1,
+            "I8" | "U8" | "F8_E4M3" | "F8_E5M2" => 1,
             "F16" | "BF16" | "I16" => 2,
             "I64" | "F64" => 8,
             _ => 4,
@@ -159,6 +159,29 @@ pub fn ct_int8() -> Build {
         .tensor("m.weight", "I8", &[N, K], &[1, 2, 0xff])
         .tensor("m.weight_scale", "BF16", &[N, 1], &[0x80, 0x3f])
         .tensor("m.input_scale", "BF16", &[1], &[0x80, 0x3f])
+}
+
+/// A correct FP8 layer of compressed-tensors: channel scales, dynamic activations.
+pub fn ct_fp8() -> Build {
+    let weights = json!({"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": true});
+    let activations = json!({"num_bits": 8, "type": "float", "strategy": "token", "symmetric": true, "dynamic": true});
+    Build::new(ct_config("float-quantized", weights, activations))
+        .tensor("m.weight", "F8_E4M3", &[N, K], &[0x38, 0xb8, 0x01])
+        .tensor("m.weight_scale", "BF16", &[N, 1], &[0x80, 0x3f])
+}
+
+/// A correct layer of `quant_method: fp8` in blocks of [20, 48], which divide neither size.
+pub fn hf_fp8() -> Build {
+    let config = json!({
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [20, 48],
+        "modules_to_not_convert": ["lm_head"]
+    });
+    Build::new(config).tensor("m.weight", "F8_E4M3", &[N, K], &[0x38, 0xb8, 0x01]).tensor(
+        "m.weight_scale_inv",
+        "F32",
+        &[2, 2],
+        &[1.0f32, 2.0, 4.0, 8.0].map(f32::to_le_bytes).concat(),
+    )
 }
 
 /// Asserts that `result` is an error whose message has every one of `parts`.

@@ -1,6 +1,6 @@
 //! bitsandbytes configurations, states and tensors that contradict themselves or each other.
 
-use lowbit::quant::{ActQuant, Codebook, Weight};
+use lowbit::quant::{ActQuant, Codebook, Encoding, Weight};
 use serde_json::json;
 
 use super::build::{Build, K, N, assert_error, bnb_int8, bnb_nf4};
@@ -20,7 +20,7 @@ fn the_bases_mean_what_they_should() {
     let q = quantized(&bnb_nf4());
     // The first byte, 0x12, is codes 1 and 2 in this order; every scale is 0.5 * 0.25 + 0.5.
     assert_eq!(q.codes[..4], [1, 2, 3, 4]);
-    assert_eq!((q.scales[0], q.group_size, q.codebook), (0.625, 64, Some(Codebook::NF4)));
+    assert_eq!((q.scales[0], q.group_size, q.encoding), (0.625, 64, Encoding::Codebook(Codebook::NF4)));
     assert_eq!(q.dequantize()[0], 0.625 * Codebook::NF4.0[1]);
 
     assert!(bnb_int8().load().unwrap().is_empty());

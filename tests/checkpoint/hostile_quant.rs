@@ -75,7 +75,7 @@ fn what_is_not_supported_is_named() {
     );
     assert_error(gptq().set("is_marlin_format", json!(true)).load(), &["GPTQ weights in the layout"]);
     assert_error(awq().set("version", json!("exllama")).load(), &["version", "exllama"]);
-    for method in ["exl2", "fp8", "quip", "marlin"] {
+    for method in ["exl2", "fbgemm_fp8", "quip", "marlin"] {
         let error = assert_error(
             gptq().set("quant_method", json!(method)).load(),
             &["quantization_config.quant_method", method],

@@ -9,5 +9,6 @@ mod head;
 mod hostile;
 mod hostile_bitnet;
 mod hostile_bnb;
+mod hostile_fp8;
 mod hostile_quant;
 mod written;

@@ -114,3 +114,64 @@ fn environment_twins_are_checked() {
         assert!(run.stderr.contains(value), "{name}: {}", run.stderr);
     }
 }
+
+/// The demo with NaN in its last norm: every logit is NaN.
+fn demo_with_nan() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    for entry in std::fs::read_dir(DEMO).expect("the demo") {
+        let path = entry.expect("an entry").path();
+        std::fs::copy(&path, dir.path().join(path.file_name().expect("a name"))).expect("copied");
+    }
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("read");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    let start = tensors["model.norm.weight"]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    bytes[8 + header + start..][..2].copy_from_slice(&0x7fff_u16.to_le_bytes()); // NaN in f16 and in bf16
+    std::fs::write(&file, bytes).expect("written");
+    dir
+}
+
+/// A model that computes NaN is at fault, not who asks it: greedily or not, in every verb.
+#[test]
+fn logits_that_are_no_numbers() {
+    let dir = demo_with_nan();
+    let model = dir.path().to_str().expect("UTF-8");
+    let text = "tests/fixtures/books-eval-64.txt";
+    let generate = ["generate", "-m", model, "--device", "cpu", "-p", "It was", "-n", "4"];
+    let cases: [(&str, Vec<&str>); 5] = [
+        ("logits", [&generate[..], &["--temperature", "0"]].concat()),
+        ("logits", [&generate[..], &["--temperature", "1"]].concat()),
+        ("logits", vec!["chat", "-m", model, "--device", "cpu", "--temperature", "0"]),
+        ("log-probabilities", vec!["eval", model, "--device", "cpu", "--text", text, "--context", "32"]),
+        (
+            "logits",
+            vec![
+                "eval",
+                model,
+                "--device",
+                "cpu",
+                "--text",
+                text,
+                "--context",
+                "32",
+                "--reference",
+                model,
+                "--generate",
+                "4",
+                "--prompts",
+                text,
+            ],
+        ),
+    ];
+    for (what, args) in cases {
+        let run = finish(command(&args), b"It was\n");
+        assert!(
+            run.stderr.contains("NaN") && run.stderr.contains("expected finite numbers"),
+            "{args:?}: {}",
+            run.stderr
+        );
+        assert!(run.stderr.contains(what) || args[0] == "eval", "{args:?}: {}", run.stderr);
+        assert_eq!(run.code, Some(7), "{args:?}: {}", run.stderr);
+    }
+}

@@ -148,7 +148,7 @@ fn tables_learn_from_inputs() {
     let (report, dst) = run("calibrated", &calibrated);
     assert_eq!(report["recipe"]["rounding"]["k-means"]["sensitive"], true);
     let error = report["layers"][2]["linears"][6]["output_error"].as_f64().unwrap();
-    let table = |dst: &Path, name: &str| quant_weight(dst, name).0.codebook.unwrap();
+    let table = |dst: &Path, name: &str| quant_weight(dst, name).0.encoding.codebook().copied().unwrap();
     let down = "model.layers.2.mlp.down_proj";
     assert!((1e-5..0.02).contains(&error), "{error}");
     assert_ne!(table(&dst, down), table(&dst, "model.layers.2.mlp.up_proj"));

@@ -22,7 +22,7 @@ pub fn demo() -> PathBuf {
 }
 
 /// Complete directory of `tests/fixtures/<name>`: `awq-4bit-g128`, `ct-w4a16-gptq`, `ct-w8a8-dynamic`,
-/// `gptq-4bit-g32-actorder`. Made once for each content, whatever the number of processes asking.
+/// `gptq-4bit-g32-actorder`, and `fp8-channel`, `fp8-tensor`, `fp8-block128` of one layer (golden/fp8.py). Made once for each content, whatever the number of processes asking.
 pub fn fixture(name: &str) -> PathBuf {
     let source = Path::new(FIXTURES).join(name);
     let mut hasher = DefaultHasher::new();
@@ -67,6 +67,16 @@ pub fn all_golden_dirs() -> Vec<PathBuf> {
     let mut dirs = vec![demo()];
     dirs.extend(fixture_names().iter().map(|n| fixture(n)));
     dirs.extend(external_golden_dirs());
+    dirs
+}
+
+/// Every directory under `$LOWBIT_TEST_MODELS/next`: models that this version loads or does not yet.
+pub fn next_dirs() -> Vec<PathBuf> {
+    let Some(root) = std::env::var_os("LOWBIT_TEST_MODELS").map(PathBuf::from) else { return Vec::new() };
+    let entries = fs::read_dir(root.join("next")).into_iter().flatten();
+    let mut dirs: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|dir| dir.is_dir()).collect();
+    dirs.sort();
     dirs
 }
 

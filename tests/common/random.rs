@@ -1,6 +1,6 @@
 //! Seeded inputs. The seed is part of each case, so a failure repeats.
 
-use lowbit::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
+use lowbit::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Weight};
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 pub struct Random(u64);
@@ -71,7 +71,7 @@ impl Random {
             .collect();
         let order = act_order.then(|| self.permutation(k));
         let bias = bias.then(|| self.normals(n));
-        let weight = QuantWeight { n, k, bits, group_size, codes, scales, zeros, order, codebook: None };
+        let weight = QuantWeight { n, k, bits, group_size, codes, scales, zeros, order, encoding: Encoding::Affine };
         LinearWeight { weight: Weight::Quant(weight), bias, activation }
     }
 }

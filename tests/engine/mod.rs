@@ -7,14 +7,14 @@ use lowbit::device::Device;
 use lowbit::engine::sampling::SamplingParams;
 use lowbit::engine::{Engine, Event, FinishReason, Request, RequestId};
 use lowbit::error::Error;
-use lowbit::models::{Limits, Model};
+use lowbit::models::{Limits, ModelRunner};
 
 const DEMO: &str = "assets/books-6m-gptq";
 
 fn engine(limits: Limits) -> Engine {
     let checkpoint = Checkpoint::open(Path::new(DEMO)).expect("the demo opens");
-    let model = Model::load(&checkpoint, &Device::cpu(), limits, &mut |_, _| ()).expect("the demo loads");
-    Engine::new(model).expect("the cache fits")
+    let model = ModelRunner::load(&checkpoint, &Device::cpu(), limits, &mut |_, _| ()).expect("the demo loads");
+    Engine::new(model)
 }
 
 fn request(prompt_ids: Vec<u32>, max_tokens: usize) -> Request {

@@ -1,3 +1,4 @@
-//! Parts of models that need no checkpoint.
+//! Parts of models beside the forward pass.
 
+mod plan;
 mod rope;

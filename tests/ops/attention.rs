@@ -174,7 +174,6 @@ fn attention_case(device: &Device, shape: AttentionShape, cache_dtype: DType, se
         max_blocks,
         max_q_len: sequences.iter().map(|s| s.0).max().unwrap_or(0),
         max_context_len: sequences.iter().map(|s| s.1).max().unwrap_or(0),
-        num_logit_rows: 0,
     };
     let width = shape.num_heads * shape.head_dim;
     let mut out = poisoned(device, dtype, (m + 1) * width);

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use lowbit::checkpoint::Checkpoint;
-use lowbit::device::{Act, Columns, Device, Emit, PackedWeight, Write};
+use lowbit::device::{Columns, Device, InputFormat, LinearInput, PackedWeight, Write};
 use lowbit::dtype::{DType, HostData};
-use lowbit::models::{Batch, Limits, Model};
-use lowbit::quant::{ActQuant, Codebook, LinearWeight, Weight};
+use lowbit::models::{Batch, Limits, ModelRunner};
+use lowbit::quant::{ActQuant, Codebook, Encoding, LinearWeight, Weight};
 
 use super::{activations, f32s, on_every_device, poisoned, poisoned_act, read};
 use crate::common::random::{Random, WeightCase};
@@ -31,8 +31,7 @@ fn assert_invariant(what: &str, width: usize, op: impl Fn(usize, usize) -> Vec<f
 fn linear(device: &Device, w: &PackedWeight, x: &[f32], m: usize) -> Vec<f32> {
     let mut act = poisoned_act(device, m, w.k);
     let (x, _) = activations(device, x);
-    let emit = Emit { order: w.order.as_ref(), quant: w.scheme.activation };
-    device.quantize(&mut act, &x, w.k, emit, m).expect("quantize");
+    device.quantize(&mut act, &x, w.k, w.input_format(), m).expect("quantize");
     let mut out = poisoned(device, DType::F32, m * w.n);
     device.linear(&mut out, Columns { offset: 0, stride: w.n }, &act, w, Write::Store, m).expect("linear");
     read(device, &out, m * w.n)
@@ -72,8 +71,16 @@ fn linear_layers(device: &Device) {
         let mut weight = random.weight(WeightCase { n, k, group_size: 64, ..case });
         let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
         q.zeros.fill(0.0);
-        q.codebook = Some(Codebook::NF4);
+        q.encoding = Encoding::Codebook(Codebook::NF4);
         weights.push((format!("nf4 {n} {k}"), weight));
+        if device.name() == "cpu" {
+            let mut weight = random.weight(WeightCase { n, k, bits: 8, group_size: 128, ..case });
+            let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
+            q.zeros.fill(0.0);
+            q.codes.iter_mut().for_each(|code| *code &= 0xf7); // none is NaN
+            q.encoding = Encoding::E4m3;
+            weights.push((format!("fp8 {n} {k}"), weight));
+        }
         for bias in [None, Some(random.normals(n))] {
             let data = HostData::from_f32(DType::BF16, random.normals(n * k));
             let what = format!("dense {n} {k} bias {}", bias.is_some());
@@ -96,9 +103,9 @@ fn norms(device: &Device) {
         let mut random = Random::new(3);
         let (x, weight) = (random.normals(ALL * k), f32s(device, &random.normals(k)));
         assert_invariant(&format!("rms_norm {k} {quant:?}"), k, |first, m| {
-            let mut out: Act = poisoned_act(device, m, k);
+            let mut out: LinearInput = poisoned_act(device, m, k);
             let rows = f32s(device, &x[first * k..(first + m) * k]);
-            device.rms_norm(&mut out, &rows, &weight, 1e-5, Emit { order: None, quant }, m).expect("rms_norm");
+            device.rms_norm(&mut out, &rows, &weight, 1e-5, InputFormat::quantized(quant), m).expect("rms_norm");
             if quant == ActQuant::None {
                 return read(device, &out.floats, m * k);
             }
@@ -114,8 +121,7 @@ fn check_model(device: Device) {
     let checkpoint = Checkpoint::open(Path::new("assets/books-6m-gptq")).expect("the demo opens");
     let limits = Limits { max_logit_rows: LEN, ..Limits::new(LEN, 2 * LEN, 2) };
     let mut model =
-        Model::load(&checkpoint, &device.batch_invariant(), limits, &mut |_, _| ()).expect("the demo loads");
-    let mut cache = model.new_cache().expect("cache fits");
+        ModelRunner::load(&checkpoint, &device.batch_invariant(), limits, &mut |_, _| ()).expect("the demo loads");
     let ids: Vec<u32> = (0..LEN as u32).map(|i| i * 2_654_435_761 % 4096).collect();
     let other: Vec<u32> = ids.iter().rev().copied().collect();
     let blocks: Vec<u32> = (0..limits.kv_blocks as u32).collect();
@@ -129,8 +135,7 @@ fn check_model(device: Device) {
             }
             batch.push(&ids[past..past + count], past, ours, false);
             batch.logit_rows = (of_other as u32..(of_other + count) as u32).collect();
-            model.forward(&batch, &mut cache).expect("runs");
-            all.extend(model.logits().expect("downloads"));
+            all.extend(model.run(&batch).expect("runs").read().expect("downloads"));
             (past, their_past) = (past + count, their_past + of_other);
         }
         assert_eq!(past, LEN);

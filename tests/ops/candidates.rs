@@ -2,9 +2,9 @@
 //! would choose.
 
 use lowbit::device::cpu::reference::{self, Rounding};
-use lowbit::device::{Columns, Device, Emit, PackedWeight, Write};
+use lowbit::device::{Columns, Device, PackedWeight, Write};
 use lowbit::dtype::{DType, HostData};
-use lowbit::quant::{ActQuant, Codebook, LinearWeight, Weight};
+use lowbit::quant::{ActQuant, Codebook, Encoding, LinearWeight, Weight};
 
 use super::{activations, assert_untouched, cuda_devices, poisoned, poisoned_act, read};
 use crate::common::random::{Random, WeightCase};
@@ -29,7 +29,7 @@ const CASE: WeightCase = WeightCase {
 fn run(device: &Device, w: &PackedWeight, x: &[f32], m: usize, what: &str) -> Vec<f32> {
     let mut act = poisoned_act(device, m, w.k);
     let (x, _) = activations(device, &x[..m * w.k]);
-    device.quantize(&mut act, &x, w.k, Emit { order: None, quant: w.scheme.activation }, m).expect("quantize");
+    device.quantize(&mut act, &x, w.k, w.input_format(), m).expect("quantize");
     let mut out = poisoned(device, DType::F32, m * w.n + 3);
     device.linear(&mut out, Columns { offset: 0, stride: w.n }, &act, w, Write::Store, m).expect("linear");
     assert_untouched(what, device, &out, m * w.n);
@@ -87,7 +87,7 @@ fn cuda_16bit_is_bounded() {
     let mut nf4 = weight(CASE);
     let Weight::Quant(q) = &mut nf4.weight else { panic!("a quantized weight") };
     q.zeros.fill(0.0);
-    q.codebook = Some(Codebook::NF4);
+    q.encoding = Encoding::Codebook(Codebook::NF4);
     let asymmetric = weight(WeightCase { bits: 8, group_size: 64, symmetric: false, ..CASE });
     for device in cuda_devices() {
         for weight in [&weight(CASE), &asymmetric, &nf4] {

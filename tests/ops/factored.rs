@@ -2,7 +2,7 @@
 //! integers.
 
 use lowbit::device::cpu::reference;
-use lowbit::device::{Columns, Device, Emit, Write};
+use lowbit::device::{Columns, Device, InputFormat, Write};
 use lowbit::dtype::{DType, HostData};
 use lowbit::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
 
@@ -62,9 +62,7 @@ fn case(device: &Device, m: usize, (n, k): (usize, usize), group_size: usize, sy
 
     let w = device.pack(LinearWeight { weight: Weight::Quant(q), bias, activation }).expect("pack");
     let mut act = poisoned_act(device, m, k);
-    device
-        .quantize(&mut act, &activations(device, &x).0, k, Emit { order: None, quant: activation }, m)
-        .expect("quantize");
+    device.quantize(&mut act, &activations(device, &x).0, k, InputFormat::quantized(activation), m).expect("quantize");
     let mut out = poisoned(device, DType::F32, m * n + 3);
     device.linear(&mut out, Columns { offset: 0, stride: n }, &act, &w, Write::Store, m).expect("linear");
     assert_untouched(&what, device, &out, m * n);

@@ -1,9 +1,11 @@
 //! Linear layers with an epilogue: activations, codes by float and by integer multipliers, SwiGLU, groups; bit for bit.
 
 use lowbit::device::cpu::reference::{self, Codes};
-use lowbit::device::{Act, Activation, Columns, Device, Emit, Epilogue, GROUP_OUTPUTS, Output, PackedWeight, Write};
+use lowbit::device::{
+    Activation, Columns, Device, Epilogue, GROUP_OUTPUTS, InputFormat, LinearInput, Output, PackedWeight, Write,
+};
 use lowbit::dtype::{DType, HostData};
-use lowbit::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
+use lowbit::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Weight};
 
 use super::{CANARY_CODE, activations, assert_untouched, f32s, on_every_device, poisoned, poisoned_act, read};
 use crate::common::random::{Random, WeightCase};
@@ -93,15 +95,15 @@ impl Case {
 }
 
 /// `x` as the device quantizes it, in int8 or uint8.
-fn quantized(device: &Device, x: &[f32], k: usize, quant: ActQuant, codes: DType) -> Act {
+fn quantized(device: &Device, x: &[f32], k: usize, quant: ActQuant, codes: DType) -> LinearInput {
     let m = x.len() / k;
     let mut act = act_of(device, m, k, codes);
     let (x, _) = activations(device, x);
-    device.quantize(&mut act, &x, k, Emit { order: None, quant }, m).expect("quantize");
+    device.quantize(&mut act, &x, k, InputFormat::quantized(quant), m).expect("quantize");
     act
 }
 
-fn act_of(device: &Device, m: usize, k: usize, codes: DType) -> Act {
+fn act_of(device: &Device, m: usize, k: usize, codes: DType) -> LinearInput {
     let mut act = poisoned_act(device, m, k);
     if codes == DType::U8 {
         act.codes = device.upload(HostData::U8(vec![CANARY_CODE as u8 ^ 0x80; (m + 1) * k])).expect("upload");
@@ -110,7 +112,7 @@ fn act_of(device: &Device, m: usize, k: usize, codes: DType) -> Act {
 }
 
 /// Codes (uint8 less 128) and scales that the layer wrote, nothing behind them touched.
-fn run_codes(device: &Device, w: &PackedWeight, x: &Act, m: usize, codes: DType) -> (Vec<i8>, Vec<f32>) {
+fn run_codes(device: &Device, w: &PackedWeight, x: &LinearInput, m: usize, codes: DType) -> (Vec<i8>, Vec<f32>) {
     let outputs = w.outputs();
     let scales = m * if w.epilogue.output == Output::Groups { outputs.div_ceil(GROUP_OUTPUTS) } else { 1 };
     let mut out = act_of(device, m, outputs, codes);
@@ -126,7 +128,7 @@ fn run_codes(device: &Device, w: &PackedWeight, x: &Act, m: usize, codes: DType)
     (all[..m * outputs].to_vec(), read(device, &out.scales, scales))
 }
 
-fn run_floats(device: &Device, w: &PackedWeight, x: &Act, m: usize) -> Vec<f32> {
+fn run_floats(device: &Device, w: &PackedWeight, x: &LinearInput, m: usize) -> Vec<f32> {
     let mut out = poisoned(device, DType::F32, m * w.outputs() + 3);
     device.linear(&mut out, Columns { offset: 0, stride: w.outputs() }, x, w, Write::Store, m).expect("linear");
     assert_untouched("linear", device, &out, m * w.outputs());
@@ -364,7 +366,7 @@ fn fixed_point_by_hand(device: &Device) {
             scales: vec![0.007_247_427_3],
             zeros: vec![128.0],
             order: None,
-            codebook: None,
+            encoding: Encoding::Affine,
         }),
         bias: Some(vec![bias]),
         activation: ActQuant::StaticPerTensor { scale: 1.0, zero_point: 0 },

@@ -1,7 +1,7 @@
 //! An MLP's gate and up with SwiGLU fused, through its output layer, in each combination of activations and act-order.
 
 use lowbit::device::cpu::reference::{self, Rounding};
-use lowbit::device::{Act, Device, Emit, Write};
+use lowbit::device::{Device, InputFormat, LinearInput, Write};
 use lowbit::dtype::{DType, HostData};
 use lowbit::layers::Linear;
 use lowbit::quant::{ActQuant, LinearWeight, Weight};
@@ -49,9 +49,9 @@ fn fused(device: &Device) {
             let out = Linear::new(device, vec![down.clone()]).expect("down");
 
             let (x, values) = activations(device, &random.normals(m * hidden));
-            let mut act = Act::new(device, m, inner).expect("act");
-            let mut between = Act::new(device, m, inner).expect("act");
-            device.quantize(&mut act, &x, hidden, linear.emit(), m).expect("quantize");
+            let mut act = LinearInput::new(device, m, inner).expect("act");
+            let mut between = LinearInput::new(device, m, inner).expect("act");
+            device.quantize(&mut act, &x, hidden, linear.input_format(), m).expect("quantize");
             let mut scratch = device.zeros(dtype, m * 2 * inner).expect("zeros");
             linear.gate(device, &mut between, &act, &mut scratch, &out, m).expect("gate");
             let mut y = device.zeros(DType::F32, m * hidden).expect("zeros");
@@ -99,7 +99,7 @@ fn fused_floats(device: &Device) {
                 let (x, values) = activations(device, &x);
                 let mut act = poisoned_act(device, m, hidden);
                 let mut between = poisoned_act(device, m, inner);
-                device.quantize(&mut act, &x, hidden, linear.emit(), m).expect("quantize");
+                device.quantize(&mut act, &x, hidden, linear.input_format(), m).expect("quantize");
                 let mut scratch = poisoned(device, dtype, m * 2 * inner + 3);
                 linear.gate(device, &mut between, &act, &mut scratch, &out, m).expect("gate");
                 assert_untouched(&what, device, &scratch, m * 2 * inner);
@@ -147,16 +147,17 @@ fn not_fused(device: &Device) {
         assert!(!linear.is_gate_fused(), "{inner} {bits:?} {input:?}");
         let down = Linear::new(device, vec![down]).expect("down");
         let (x, _) = activations(device, &random.normals(m * hidden));
-        let (mut act, mut out) = (Act::new(device, m, 64).expect("act"), Act::new(device, m, 64).expect("act"));
-        device.quantize(&mut act, &x, hidden, linear.emit(), m).expect("quantize");
+        let (mut act, mut out) =
+            (LinearInput::new(device, m, 64).expect("act"), LinearInput::new(device, m, 64).expect("act"));
+        device.quantize(&mut act, &x, hidden, linear.input_format(), m).expect("quantize");
         let mut gate_up = device.zeros(device.activation_dtype(), m * 2 * inner).expect("zeros");
         linear.gate(device, &mut out, &act, &mut gate_up, &down, m).expect("gate");
 
         let gate_up = read(device, &gate_up, m * 2 * inner);
         let row = |row: &[f32]| -> Vec<f32> { (0..inner).map(|c| reference::swiglu(row[c], row[inner + c])).collect() };
         let gated: Vec<f32> = gate_up.chunks_exact(2 * inner).flat_map(row).collect();
-        let Emit { order: Some(order), quant } = down.emit() else { panic!("an act-order") };
-        let HostData::U32(order) = device.download(order, inner).expect("download") else { panic!("u32") };
+        let InputFormat { order: Some(order), quant, .. } = down.input_format() else { panic!("an act-order") };
+        let HostData::U32(order) = device.download(order.indices(), inner).expect("download") else { panic!("u32") };
         let expected = reference::quantize_rows(&reference::gather_columns(&gated, &order), inner, quant);
         assert_eq!(device.download(&out.codes, m * inner).expect("download"), HostData::I8(expected.codes));
     }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use lowbit::checkpoint::Checkpoint;
 use lowbit::device::cpu::reference::{self, Rounding};
-use lowbit::device::{Act, Columns, Device, Emit, PackedWeight, Write};
+use lowbit::device::{Columns, Device, LinearInput, PackedWeight, Write};
 use lowbit::dtype::{DType, HostData};
-use lowbit::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
+use lowbit::quant::{ActQuant, Codebook, Encoding, LinearWeight, QuantWeight, Weight};
 
 use safetensors::SafeTensors;
 
@@ -38,7 +38,7 @@ on_every_device!(
 );
 
 /// `(n, k)`: one, odd, one past a tile, not a multiple of a group, ordinary.
-const SHAPES: [(usize, usize); 9] =
+pub(super) const SHAPES: [(usize, usize); 9] =
     [(1, 1), (3, 5), (16, 32), (17, 33), (15, 127), (33, 200), (64, 256), (65, 129), (48, 640)];
 const GROUPS: [usize; 4] = [32, 64, 128, usize::MAX];
 const DYNAMIC: ActQuant = ActQuant::DynamicPerToken;
@@ -54,15 +54,14 @@ fn quant_of(weight: &LinearWeight) -> &QuantWeight {
 }
 
 /// `x` `[m, k]` in the layer's own input order as the weight wants it: gathered, and quantized or not.
-fn emitted(device: &Device, x: &[f32], w: &PackedWeight, m: usize) -> Act {
+pub(super) fn emitted(device: &Device, x: &[f32], w: &PackedWeight, m: usize) -> LinearInput {
     let mut act = poisoned_act(device, m, w.k);
     let (x, _) = activations(device, x);
-    let emit = Emit { order: w.order.as_ref(), quant: w.scheme.activation };
-    device.quantize(&mut act, &x, w.k, emit, m).expect("quantize");
+    device.quantize(&mut act, &x, w.k, w.input_format(), m).expect("quantize");
     act
 }
 
-fn run(device: &Device, w: &PackedWeight, x: &Act, m: usize) -> Vec<f32> {
+pub(super) fn run(device: &Device, w: &PackedWeight, x: &LinearInput, m: usize) -> Vec<f32> {
     let mut out = poisoned(device, DType::F32, m * w.n + 3);
     let columns = Columns { offset: 0, stride: w.n };
     device.linear(&mut out, columns, x, w, Write::Store, m).expect("linear");
@@ -106,7 +105,7 @@ fn quant_case(device: &Device, m: usize, case: WeightCase) {
     bounded_case(device, m, &what, &mut random, &weight);
 }
 
-fn bounded_case(device: &Device, m: usize, what: &str, random: &mut Random, weight: &LinearWeight) {
+pub(super) fn bounded_case(device: &Device, m: usize, what: &str, random: &mut Random, weight: &LinearWeight) {
     let q = quant_of(weight);
     let x = HostData::from_f32(device.activation_dtype(), random.normals(m * q.k)).to_f32();
     let ordered = q.order.as_ref().map_or(x.clone(), |order| reference::gather_columns(&x, order));
@@ -114,7 +113,7 @@ fn bounded_case(device: &Device, m: usize, what: &str, random: &mut Random, weig
     let exact = reference::linear_quant(&ordered, q, bias, Rounding::Exact);
     let twin = match device.activation_dtype() {
         // The CPU holds the activations of evenly spaced codes as 16-bit integers.
-        DType::F32 if q.codebook.is_none() => {
+        DType::F32 if q.encoding.is_affine() => {
             let rounded = reference::round_int16(&ordered, q.k, q.group_size);
             reference::linear_quant(&rounded, q, bias, Rounding::As(DType::F32))
         }
@@ -197,7 +196,7 @@ fn codebook_case(device: &Device, m: usize, case: WeightCase, codebook: Codebook
     let mut weight = random.weight(case);
     let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
     q.zeros.fill(0.0);
-    q.codebook = Some(codebook);
+    q.encoding = Encoding::Codebook(codebook);
     bounded_case(device, m, &what, &mut random, &weight);
 }
 

@@ -6,9 +6,11 @@ mod batch_invariant;
 #[cfg(lowbit_cuda)]
 mod candidates;
 mod factored;
+mod fp8;
 mod fused;
 mod gate;
 mod linear;
+mod linear_input;
 #[cfg(lowbit_cuda)]
 mod peers;
 #[cfg(lowbit_cuda)]
@@ -18,7 +20,7 @@ mod replays;
 mod rows;
 
 use lowbit::device::cpu::CpuDevice;
-use lowbit::device::{Act, Device, Tensor};
+use lowbit::device::{Device, LinearInput, Tensor};
 use lowbit::dtype::{DType, HostData};
 
 /// For each function `case(&Device)`: tests `case::cpu` and `case::cuda`.
@@ -82,14 +84,14 @@ pub fn poisoned(device: &Device, dtype: DType, len: usize) -> Tensor {
 }
 
 /// An input of linear layers, poisoned, with one row more than `m` as a canary.
-pub fn poisoned_act(device: &Device, m: usize, k: usize) -> Act {
-    Act {
-        floats: poisoned(device, device.activation_dtype(), (m + 1) * k),
-        codes: device.upload(HostData::I8(vec![CANARY_CODE; (m + 1) * k])).expect("upload"),
-        scales: poisoned(device, DType::F32, m + 1),
-        zeros: device.upload(HostData::I32(vec![i32::MIN; m + 1])).expect("upload"),
-        outliers: device.upload(HostData::U32(vec![u32::MAX; (m + 1) * Act::outlier_words(k)])).expect("upload"),
-    }
+pub fn poisoned_act(device: &Device, m: usize, k: usize) -> LinearInput {
+    let mut x = LinearInput::new(device, m + 1, k).expect("input");
+    x.floats = poisoned(device, device.activation_dtype(), (m + 1) * k);
+    x.codes = device.upload(HostData::I8(vec![CANARY_CODE; (m + 1) * k])).expect("upload");
+    x.scales = poisoned(device, DType::F32, m + 1);
+    x.zero_points = device.upload(HostData::I32(vec![i32::MIN; m + 1])).expect("upload");
+    x.outliers = device.upload(HostData::U32(vec![u32::MAX; (m + 1) * LinearInput::outlier_words(k)])).expect("upload");
+    x
 }
 
 /// A code that quantization never writes to the row behind the last.

@@ -8,7 +8,9 @@ use lowbit::device::cuda::CudaDevice;
 use lowbit::device::{Activation, Device, Epilogue, Output};
 use lowbit::dtype::DType;
 use lowbit::quant::pack::Packing;
-use lowbit::quant::{ActQuant, Codebook, Codes, LinearWeight, QuantWeight, SharedBytes, Storage, Stored, Weight};
+use lowbit::quant::{
+    ActQuant, Codebook, Codes, Encoding, LinearWeight, QuantWeight, SharedBytes, Storage, Stored, Weight,
+};
 
 use crate::common::random::{Random, WeightCase};
 
@@ -173,10 +175,14 @@ mod cuda {
                 };
                 let weight = Random::new(k as u64).weight(case);
                 let Weight::Quant(q) = &weight.weight else { panic!("a quantized weight") };
-                let table = QuantWeight { codebook: Some(Codebook::NF4), zeros: vec![0.0; q.zeros.len()], ..q.clone() };
+                let table = QuantWeight {
+                    encoding: Encoding::Codebook(Codebook::NF4),
+                    zeros: vec![0.0; q.zeros.len()],
+                    ..q.clone()
+                };
                 let real = QuantWeight { zeros: q.zeros.iter().map(|z| z - 0.5).collect(), ..q.clone() };
                 for q in [table, real] {
-                    let what = format!("{case:?}, codebook {:?}", q.codebook);
+                    let what = format!("{case:?}, {:?}", q.encoding);
                     let stored = quantized(&weight, as_stored(&q, |_| Storage::HighFirst));
                     assert_same(&what, &device, &quantized(&weight, q), stored, Epilogue::NONE);
                 }

@@ -2,7 +2,7 @@
 //! another device of the same GPU.
 
 use lowbit::device::cuda::CudaDevice;
-use lowbit::device::{Act, Columns, Device, Emit, PackedWeight, Tensor, Write};
+use lowbit::device::{Columns, Device, LinearInput, PackedWeight, Tensor, Write};
 use lowbit::dtype::DType;
 use lowbit::error::Result;
 use lowbit::quant::ActQuant;
@@ -17,7 +17,7 @@ const REPLAYS: usize = 1000;
 struct Layer {
     device: Device,
     weight: PackedWeight,
-    x: Act,
+    x: LinearInput,
     m: usize,
 }
 
@@ -27,8 +27,7 @@ impl Layer {
         let weight = device.pack(random.weight(case)).expect("pack");
         let (floats, _) = activations(device, &random.normals(m * case.k));
         let mut x = poisoned_act(device, m, case.k);
-        let emit = Emit { order: weight.order.as_ref(), quant: case.activation };
-        device.quantize(&mut x, &floats, case.k, emit, m).expect("quantize");
+        device.quantize(&mut x, &floats, case.k, weight.input_format(), m).expect("quantize");
         Layer { device: device.clone(), weight, x, m }
     }
 

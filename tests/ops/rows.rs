@@ -1,7 +1,7 @@
 //! Ops on rows, against the specification; and the specification against numbers worked out by hand.
 
 use lowbit::device::cpu::reference::{self, Rounding};
-use lowbit::device::{Device, Emit};
+use lowbit::device::{ActOrder, Device, InputFormat};
 use lowbit::dtype::{DType, HostData};
 use lowbit::quant::ActQuant;
 
@@ -58,14 +58,14 @@ fn rms_norm(device: &Device) {
         let weight = random.normals(k);
         let mut out = poisoned_act(device, m, k);
         let (xs, weights) = (f32s(device, &x), f32s(device, &weight));
-        device.rms_norm(&mut out, &xs, &weights, 1e-5, Emit::FLOATS, m).expect("rms_norm");
+        device.rms_norm(&mut out, &xs, &weights, 1e-5, InputFormat::FLOATS, m).expect("rms_norm");
         let of = |rounding| reference::rms_norm(&x, &weight, 1e-5, rounding);
         let got = read(device, &out.floats, m * k);
         assert_bounded(&format!("rms_norm m={m} k={k}"), &got, &of(Rounding::Exact), &twin_of(dtype, of), dtype);
         assert_untouched("rms_norm", device, &out.floats, m * k);
 
         let quant = ActQuant::DynamicPerToken;
-        device.rms_norm(&mut out, &xs, &weights, 1e-5, Emit { order: None, quant }, m).expect("rms_norm");
+        device.rms_norm(&mut out, &xs, &weights, 1e-5, InputFormat::quantized(quant), m).expect("rms_norm");
         assert_codes(device, &out, &of(Rounding::Exact), k, quant, dtype);
     }
 }
@@ -83,7 +83,7 @@ fn sub_norm(device: &Device) {
             let weight = random.normals(k);
             let weights = f32s(device, &weight);
             let mut out = poisoned_act(device, m, k);
-            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, Emit::FLOATS, m).expect("sub_norm");
+            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, InputFormat::FLOATS, m).expect("sub_norm");
             let of = |rounding| reference::sub_norm(&values, gated, &weight, 1e-5, rounding);
             let got = read(device, &out.floats, m * k);
             let what = format!("sub_norm m={m} k={k} gated={gated}");
@@ -91,7 +91,7 @@ fn sub_norm(device: &Device) {
             assert_untouched("sub_norm", device, &out.floats, m * k);
 
             let quant = ActQuant::DynamicPerToken;
-            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, Emit { order: None, quant }, m).expect("sub_norm");
+            device.sub_norm(&mut out, &x, gated, &weights, 1e-5, InputFormat::quantized(quant), m).expect("sub_norm");
             assert_codes(device, &out, &of(Rounding::Exact), k, quant, dtype);
         }
     }
@@ -109,7 +109,7 @@ fn silu_mul(device: &Device) {
         values[k / 2] = 120.0;
         let (gate_up, values) = activations(device, &values);
         let mut out = poisoned_act(device, m, k);
-        device.silu_mul(&mut out, &gate_up, k, Emit::FLOATS, m).expect("silu_mul");
+        device.silu_mul(&mut out, &gate_up, k, InputFormat::FLOATS, m).expect("silu_mul");
         let of = |rounding| reference::silu_mul(&values, k, rounding);
         let got = read(device, &out.floats, m * k);
         let what = format!("silu_mul m={m} k={k}");
@@ -121,7 +121,7 @@ fn silu_mul(device: &Device) {
         assert_exact(&what, &got, &exact.iter().map(|&y| dtype.round(y)).collect::<Vec<_>>());
 
         for quant in [ActQuant::StaticPerTensor { scale: 0.07, zero_point: 3 }, ActQuant::DynamicAsymmetric] {
-            device.silu_mul(&mut out, &gate_up, k, Emit { order: None, quant }, m).expect("silu_mul");
+            device.silu_mul(&mut out, &gate_up, k, InputFormat::quantized(quant), m).expect("silu_mul");
             assert_quantized_as(device, &out, &exact, k, quant);
         }
     }
@@ -134,7 +134,14 @@ fn twin_of(dtype: DType, of: impl Fn(Rounding) -> Vec<f64>) -> Vec<f64> {
 
 /// Codes of a fused producer: its values are bounded, not exact, so a code may be one off where a value lies at a
 /// rounding boundary, and the scale is off by the error of the largest value.
-fn assert_codes(device: &Device, out: &lowbit::device::Act, exact: &[f64], k: usize, quant: ActQuant, dtype: DType) {
+fn assert_codes(
+    device: &Device,
+    out: &lowbit::device::LinearInput,
+    exact: &[f64],
+    k: usize,
+    quant: ActQuant,
+    dtype: DType,
+) {
     let m = exact.len() / k;
     let values: Vec<f32> = exact.iter().map(|&x| x as f32).collect();
     let expected = reference::quantize_rows(&values, k, quant);
@@ -209,18 +216,18 @@ fn quantize_special_rows(device: &Device) {
 fn assert_quantized(device: &Device, x: &lowbit::device::Tensor, values: &[f32], k: usize, quant: ActQuant) {
     let m = values.len() / k;
     let mut out = poisoned_act(device, m, k);
-    device.quantize(&mut out, x, k, Emit { order: None, quant }, m).expect("quantize");
+    device.quantize(&mut out, x, k, InputFormat::quantized(quant), m).expect("quantize");
     assert_quantized_as(device, &out, values, k, quant);
 }
 
 /// `out` holds exactly the codes of `values`.
-fn assert_quantized_as(device: &Device, out: &lowbit::device::Act, values: &[f32], k: usize, quant: ActQuant) {
+fn assert_quantized_as(device: &Device, out: &lowbit::device::LinearInput, values: &[f32], k: usize, quant: ActQuant) {
     let m = values.len() / k;
     let expected = reference::quantize_rows(values, k, quant);
     let what = format!("{quant:?} m={m} k={k}");
     assert_exact(&format!("scales {what}"), &read(device, &out.scales, m), &expected.scales);
     if quant == ActQuant::DynamicAsymmetric {
-        let zeros = device.download(&out.zeros, m + 1).expect("download");
+        let zeros = device.download(&out.zero_points, m + 1).expect("download");
         let expected = [expected.zeros.as_slice(), &[i32::MIN]].concat();
         assert_eq!(zeros, HostData::I32(expected), "zero points {what}");
     }
@@ -242,31 +249,31 @@ fn emit_gathers(device: &Device) {
 fn gathers(device: &Device, m: usize, k: usize) {
     let mut random = Random::new(21);
     let order = random.permutation(k);
-    let orders = u32s(device, &order);
-    let emit = Emit { order: Some(&orders), quant: ActQuant::None };
+    let on_device = ActOrder::upload(device, order.clone()).expect("upload");
+    let gather = InputFormat { order: Some(&on_device), ..InputFormat::FLOATS };
     let (x, values) = activations(device, &random.normals(m * 2 * k));
     let mut plain = poisoned_act(device, m, k);
     let mut gathered = poisoned_act(device, m, k);
-    let mut assert_gathered = |what: &str, run: &dyn Fn(&mut lowbit::device::Act, Emit<'_>)| {
-        run(&mut plain, Emit::FLOATS);
-        run(&mut gathered, emit);
+    let mut assert_gathered = |what: &str, run: &dyn Fn(&mut lowbit::device::LinearInput, InputFormat<'_>)| {
+        run(&mut plain, InputFormat::FLOATS);
+        run(&mut gathered, gather);
         let expected = reference::gather_columns(&read(device, &plain.floats, m * k), &order);
         assert_exact(&format!("{what} {m} x {k}"), &read(device, &gathered.floats, m * k), &expected);
     };
-    assert_gathered("quantize", &|out, emit| device.quantize(out, &x, k, emit, m).expect("quantize"));
-    assert_gathered("silu_mul", &|out, emit| device.silu_mul(out, &x, k, emit, m).expect("silu_mul"));
+    assert_gathered("quantize", &|out, format| device.quantize(out, &x, k, format, m).expect("quantize"));
+    assert_gathered("silu_mul", &|out, format| device.silu_mul(out, &x, k, format, m).expect("silu_mul"));
     let (residual, weight) = (f32s(device, &values), f32s(device, &values[..k]));
-    assert_gathered("rms_norm", &|out, emit| {
-        device.rms_norm(out, &residual, &weight, 1e-6, emit, m).expect("rms_norm")
+    assert_gathered("rms_norm", &|out, format| {
+        device.rms_norm(out, &residual, &weight, 1e-6, format, m).expect("rms_norm")
     });
     for gated in [false, true] {
-        assert_gathered("sub_norm", &|out, emit| {
-            device.sub_norm(out, &x, gated, &weight, 1e-6, emit, m).expect("sub_norm")
+        assert_gathered("sub_norm", &|out, format| {
+            device.sub_norm(out, &x, gated, &weight, 1e-6, format, m).expect("sub_norm")
         });
     }
 
     let quant = ActQuant::DynamicPerToken;
-    device.quantize(&mut gathered, &x, k, Emit { order: Some(&orders), quant }, m).expect("quantize");
+    device.quantize(&mut gathered, &x, k, InputFormat { quant, ..gather }, m).expect("quantize");
     let expected = reference::quantize_rows(&reference::gather_columns(&values[..m * k], &order), k, quant);
     let codes = device.download(&gathered.codes, m * k).expect("download");
     assert_eq!(codes, HostData::I8(expected.codes));

@@ -17,7 +17,7 @@ const BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 /// `weight`, `absmax`, `quant_map` and the state, for a model of `dtype`. Groups of a row become blocks of the flattened
 /// weight, which they divide.
 pub(super) fn table(name: &str, q: &QuantWeight, double_quant: bool, dtype: DType) -> Result<Vec<OutTensor>> {
-    let quant_type = q.codebook.map_or("", |codebook| codebook.name());
+    let quant_type = q.encoding.codebook().map_or("", Codebook::name);
     if !BLOCKS.contains(&q.group_size) {
         return Err(Error::unsupported(
             format!("`{name}`: {} inputs in blocks that bitsandbytes has, 32 to 4096 by powers of two", q.k),
@@ -66,7 +66,7 @@ pub(super) fn double_quantized(q: &QuantWeight) -> QuantWeight {
 fn codes_and_map(name: &str, q: &QuantWeight) -> Vec<OutTensor> {
     // The first of two codes is the high nibble.
     let bytes: Vec<u8> = q.codes.chunks(2).map(|c| c[0] << 4 | c.get(1).copied().unwrap_or(0)).collect();
-    let map = q.codebook.unwrap_or(Codebook::NF4).0;
+    let map = q.encoding.codebook().unwrap_or(&Codebook::NF4).0;
     vec![
         OutTensor::raw(format!("{name}.weight"), Dtype::U8, &[bytes.len(), 1], bytes),
         OutTensor::floats(format!("{name}.weight.quant_map"), DType::F32, &[16], &map),
@@ -103,7 +103,7 @@ pub(super) fn learned_config(skipped: &[&str]) -> Value {
 /// `quantization_config` of a model of `dtype`.
 pub(super) fn config(written: &Written, skipped: &[&str], double_quant: bool, dtype: DType) -> Value {
     let scheme = written.schemes().first().map(|(scheme, _)| *scheme);
-    let table = scheme.and_then(|scheme| scheme.codebook);
+    let table = scheme.and_then(|scheme| scheme.encoding.codebook().copied());
     let threshold = match scheme.map(|scheme| scheme.activation) {
         Some(ActQuant::LlmInt8 { threshold }) => threshold,
         Some(ActQuant::None) | None => 6.0, // not used

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::super::gptq::transpose;
+use super::super::order::transpose;
 use super::{OutTensor, Written, bitsandbytes, hqq};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::pack::{AWQ_ORDER, Packing};
-use crate::quant::{ActQuant, Codebook, QuantWeight, Scheme};
+use crate::quant::{ActQuant, Codebook, Encoding, QuantWeight, Scheme};
 
 /// A format of quantized checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,13 +97,15 @@ impl Format {
     /// Fails when the format has no place for a layer of `scheme`.
     pub fn check_scheme(self, scheme: &Scheme) -> Result<()> {
         let integers = scheme.activation != ActQuant::None;
-        let learned = scheme.codebook.is_some_and(|table| table.name() == Codebook::LEARNED);
+        let codebook = scheme.encoding.codebook();
+        let learned = codebook.is_some_and(|table| table.name() == Codebook::LEARNED);
         let reason = match self {
             Format::Codebook if learned && scheme.weight_bits == Codebook::BITS => None,
             Format::Codebook => Some("anything but a learned table of sixteen values"),
             _ if learned => Some("learned tables"),
-            Format::BitsAndBytes { .. } if scheme.codebook.is_some() && scheme.weight_bits == Codebook::BITS => None,
-            _ if scheme.codebook.is_some() => Some("NF4 and FP4"),
+            Format::BitsAndBytes { .. } if codebook.is_some() && scheme.weight_bits == Codebook::BITS => None,
+            _ if codebook.is_some() => Some("NF4 and FP4"),
+            _ if scheme.encoding == Encoding::E4m3 => Some("FP8"),
             Format::BitsAndBytes { .. } if scheme.weight_bits != 8 || scheme.group_size.is_some() => {
                 Some("integers other than 8 bits with one scale a channel")
             }
@@ -148,7 +150,7 @@ impl Format {
     /// The weight as reading its file gives it: `q` itself, but for scales that the format rounds once more.
     pub fn as_read(self, q: &QuantWeight) -> Cow<'_, QuantWeight> {
         match self {
-            Format::BitsAndBytes { double_quant: true } if q.codebook.is_some() => {
+            Format::BitsAndBytes { double_quant: true } if q.encoding.codebook().is_some() => {
                 Cow::Owned(bitsandbytes::double_quantized(q))
             }
             _ => Cow::Borrowed(q),
@@ -161,7 +163,7 @@ impl Format {
     /// [`Error::Unsupported`] when the layer's sizes do not fit the format.
     pub fn tensors(self, name: &str, q: &QuantWeight, activation: ActQuant, dtype: DType) -> Result<Vec<OutTensor>> {
         match self {
-            Format::BitsAndBytes { double_quant } if q.codebook.is_some() => {
+            Format::BitsAndBytes { double_quant } if q.encoding.codebook().is_some() => {
                 bitsandbytes::table(name, q, double_quant, dtype)
             }
             Format::BitsAndBytes { .. } => Ok(bitsandbytes::int8(name, q)),

@@ -7,11 +7,12 @@ mod format;
 mod hqq;
 mod output;
 mod snapshot;
+mod written;
 
-pub use config::{KvScales, Written};
 pub use format::Format;
 pub use output::Output;
 pub use snapshot::Snapshot;
+pub use written::{KvScales, Written};
 
 use half::{bf16, f16};
 use safetensors::{Dtype, View};

@@ -4,7 +4,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::device::cuda::CudaDevice;
-use crate::device::{Act, Activation, Columns, Device, Emit, Epilogue, Output, PackedWeight, Tensor, Write};
+use crate::device::{
+    Activation, Columns, Device, Epilogue, InputFormat, LinearInput, Output, PackedWeight, Tensor, Write,
+};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::models::{DummyScheme, dummy_linear, fill_random};
@@ -140,7 +142,7 @@ pub(super) fn check_memory(device: &Device, selection: &Selection) -> Result<()>
         if needed_bytes > free_bytes {
             let what = format!("--shapes {shape} with {rows} rows");
             let advice = "Ask for fewer --rows or a smaller shape".into();
-            return Err(Error::OutOfMemory { what, needed_bytes, free_bytes, advice });
+            return Err(Error::OutOfMemory { what, needed_bytes, free_bytes, advice, grows_with_sequences: false });
         }
     }
     Ok(())
@@ -150,9 +152,9 @@ pub(super) fn check_memory(device: &Device, selection: &Selection) -> Result<()>
 pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     let large: &[(Shape, usize)] = if wants_tensor(selection) { &LARGE } else { &[] };
     for &(shape, m) in large {
-        let x = plain_input(&bench.device, shape.k, m)?;
+        let mut x = plain_input(&bench.device, shape.k, m)?;
         for unit in UNITS {
-            for time in blas(bench, unit, shape, &x, &[m])?.into_iter().flatten() {
+            for time in blas(bench, unit, shape, &mut x, &[m])?.into_iter().flatten() {
                 let source = || format!("cuBLASLt {shape}, m = {m}");
                 bench.ceilings.raise(unit, time.per_s(operations(shape, m)), source);
             }
@@ -161,11 +163,12 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     let (ops, rows) = (linear_ops(selection), &selection.rows);
     let shapes: &[Shape] = if ops.is_empty() { &[] } else { &selection.shapes };
     for &shape in shapes {
-        let x = plain_input(&bench.device, shape.k, most(rows))?;
-        let int8 = if needs_int8(&ops) { blas(bench, Unit::Int8, shape, &x, rows)? } else { vec![None; rows.len()] };
-        let float16 = blas(bench, Unit::Float16, shape, &x, rows)?;
+        let mut x = plain_input(&bench.device, shape.k, most(rows))?;
+        let int8 =
+            if needs_int8(&ops) { blas(bench, Unit::Int8, shape, &mut x, rows)? } else { vec![None; rows.len()] };
+        let float16 = blas(bench, Unit::Float16, shape, &mut x, rows)?;
         for (op, layer) in &ops {
-            measure_op(bench, (*op, layer), shape, &x, rows, [&int8, &float16])?;
+            measure_op(bench, (*op, layer), shape, &mut x, rows, [&int8, &float16])?;
         }
     }
     Ok(())
@@ -176,7 +179,7 @@ fn measure_op(
     bench: &mut Bench,
     (op, layer): (Op, &Layer),
     shape: Shape,
-    x: &Act,
+    x: &mut LinearInput,
     rows: &[usize],
     blas: [&Sweep; 2],
 ) -> Result<()> {
@@ -188,8 +191,8 @@ fn measure_op(
         true => blas[1].clone(), // measured already
         false if layer.norm => behind_norm(bench, &weights, rows)?,
         false => {
-            let own = own_input(&bench.device, layer, shape.k, most(rows))?;
-            ours(bench, &weights, own.as_ref().unwrap_or(x), rows)?
+            let mut own = own_input(&bench.device, layer, shape.k, most(rows))?;
+            ours(bench, &weights, own.as_mut().unwrap_or(x), rows)?
         }
     };
     for (i, (&m, time)) in rows.iter().zip(times).enumerate() {
@@ -215,7 +218,9 @@ fn measure_op(
 }
 
 /// Times of our own kernels, or of what the device runs instead.
-fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) -> Result<Sweep> {
+fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &mut LinearInput, rows: &[usize]) -> Result<Sweep> {
+    x.record(weights[0].input_format(), most(rows), weights[0].k);
+    let x = &*x;
     let n = weights[0].outputs();
     let columns = Columns { offset: 0, stride: n };
     let device = bench.device.clone();
@@ -225,7 +230,7 @@ fn ours(bench: &mut Bench, weights: &[PackedWeight], x: &Act, rows: &[usize]) ->
             |m| bench.time(weights.len(), |i| device.linear(&mut outs[i], columns, x, &weights[i], Write::Store, m));
         return rows.iter().map(|&m| time(m).map(Some)).collect();
     }
-    let mut outs = (0..weights.len()).map(|_| Act::new(&device, most(rows), n)).collect::<Result<Vec<_>>>()?;
+    let mut outs = (0..weights.len()).map(|_| LinearInput::new(&device, most(rows), n)).collect::<Result<Vec<_>>>()?;
     let mut time = |m| bench.time(weights.len(), |i| device.linear_codes(&mut outs[i], x, &weights[i], m));
     rows.iter().map(|&m| time(m).map(Some)).collect()
 }
@@ -236,18 +241,18 @@ fn behind_norm(bench: &mut Bench, weights: &[PackedWeight], rows: &[usize]) -> R
     let device = bench.device.clone();
     let stream = device.upload(random(DType::F32, most * k, 2))?;
     let norm = device.upload(random(DType::F32, k, 5))?;
-    let mut x = Act::new(&device, most, k)?;
+    let mut x = LinearInput::new(&device, most, k)?;
     let mut outs = outputs(&device, device.activation_dtype(), weights.len(), n, rows)?;
     let mut op = |i: usize, m: usize| {
-        let emit = Emit { order: weights[i].order.as_ref(), ..Emit::FLOATS };
-        device.rms_norm(&mut x, &stream, &norm, 1e-5, emit, m)?;
+        let format = InputFormat { quant: ActQuant::None, ..weights[i].input_format() };
+        device.rms_norm(&mut x, &stream, &norm, 1e-5, format, m)?;
         device.linear(&mut outs[i], Columns { offset: 0, stride: n }, &x, &weights[i], Write::Store, m)
     };
     rows.iter().map(|&m| bench.time(weights.len(), |i| op(i, m)).map(Some)).collect()
 }
 
 /// Times of cuBLASLt, all `None` where it is not there.
-fn blas(bench: &mut Bench, unit: Unit, shape: Shape, x: &Act, rows: &[usize]) -> Result<Sweep> {
+fn blas(bench: &mut Bench, unit: Unit, shape: Shape, x: &mut LinearInput, rows: &[usize]) -> Result<Sweep> {
     let Shape { n, k } = shape;
     if unit == Unit::Float16 {
         let weights = weights(&bench.gpu, &Layer::DENSE, shape)?;
@@ -344,18 +349,16 @@ const OUTLIERS: ActQuant = ActQuant::LlmInt8 { threshold: 6.0 };
 const OUTLIER_COLUMNS: usize = 512;
 
 /// Input of `m` rows in both forms. All copies of a weight meet the same rows: a producer has just left them in L2.
-pub(super) fn plain_input(device: &Device, k: usize, m: usize) -> Result<Act> {
-    Ok(Act {
-        floats: device.upload(random(device.activation_dtype(), m * k, 2))?,
-        codes: device.upload(random(DType::I8, m * k, 3))?,
-        scales: device.upload(random(DType::F32, m, 4))?,
-        zeros: device.zeros(DType::I32, m)?,
-        outliers: device.zeros(DType::U32, m * Act::outlier_words(k))?,
-    })
+pub(super) fn plain_input(device: &Device, k: usize, m: usize) -> Result<LinearInput> {
+    let mut x = LinearInput::new(device, m, k)?;
+    device.write(&mut x.floats, &random(device.activation_dtype(), m * k, 2))?;
+    device.write(&mut x.codes, &random(DType::I8, m * k, 3))?;
+    device.write(&mut x.scales, &random(DType::F32, m, 4))?;
+    Ok(x)
 }
 
 /// The input of a layer that takes another than [`plain_input`]: uint8 codes, or outliers beside the codes.
-pub(super) fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Option<Act>> {
+pub(super) fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> Result<Option<LinearInput>> {
     if layer.codes == DType::I8 && !layer.outliers {
         return Ok(None);
     }
@@ -367,7 +370,7 @@ pub(super) fn own_input(device: &Device, layer: &Layer, k: usize, m: usize) -> R
         let mut values = random(device.activation_dtype(), m * k, 2).to_f32();
         values.iter_mut().skip(5).step_by(OUTLIER_COLUMNS).for_each(|x| *x = 20.0 + x.abs());
         let values = device.upload(HostData::from_f32(device.activation_dtype(), values))?;
-        device.quantize(&mut x, &values, k, Emit { order: None, quant: OUTLIERS }, m)?;
+        device.quantize(&mut x, &values, k, InputFormat::quantized(OUTLIERS), m)?;
     }
     Ok(Some(x))
 }

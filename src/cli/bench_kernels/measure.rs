@@ -1,17 +1,15 @@
-//! A run of `bench kernels`: its ceilings, its conditions, and how one op is timed.
+//! How `bench kernels` times one op, and the conditions of a run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::ProgressBar;
 
-use crate::cli::{bandwidth, output};
 use crate::device::Device;
 use crate::device::cuda::{self, CudaDevice, Nvml, Reading};
 use crate::error::Result;
 
 use super::report::{Ceiling, Ceilings, Conditions, Measurement, Report, Spread, Timing};
-use super::{Selection, linear, ops};
 
 /// Weights and outputs of a measurement: over five times the largest L2 cache (50 MB).
 pub(super) const COLD_BYTES: u64 = 256 << 20;
@@ -40,31 +38,6 @@ pub(super) fn ops_of_replay(copies: usize, round: Duration, least: Duration, mos
     copies.max((copies * rounds.max(1)).min(most))
 }
 
-/// Measures all that is selected.
-pub(super) fn run(gpu: &CudaDevice, selection: &Selection) -> Result<Report> {
-    let device = Device::Cuda(gpu.clone());
-    linear::check_memory(&device, selection)?;
-    let date = utc(SystemTime::now());
-    let copy = Ceiling { per_s: bandwidth::bytes_per_second(&device)?, source: bandwidth::method(&device).into() };
-    let progress = output::progress("kernels");
-    progress.set_length((linear::count(selection) + ops::count(selection)) as u64);
-    let mut bench = Bench {
-        device,
-        gpu: gpu.clone(),
-        nvml: gpu.nvml(),
-        readings: Vec::new(),
-        busy: None,
-        measurements: Vec::new(),
-        ceilings: Ceilings { copy, int8: None, float16: None },
-        progress,
-    };
-    ops::measure(&mut bench, selection)?;
-    linear::measure(&mut bench, selection)?;
-    bench.progress.finish_and_clear();
-    let conditions = bench.conditions(date);
-    Ok(Report::new(conditions, bench.ceilings, bench.measurements))
-}
-
 /// What a run holds.
 pub(super) struct Bench {
     pub(super) device: Device,
@@ -79,6 +52,27 @@ pub(super) struct Bench {
 }
 
 impl Bench {
+    /// Nothing measured yet but the speed of a copy.
+    pub(super) fn new(gpu: &CudaDevice, copy: Ceiling, progress: ProgressBar) -> Bench {
+        Bench {
+            device: Device::Cuda(gpu.clone()),
+            gpu: gpu.clone(),
+            nvml: gpu.nvml(),
+            readings: Vec::new(),
+            busy: None,
+            measurements: Vec::new(),
+            ceilings: Ceilings { copy, int8: None, float16: None },
+            progress,
+        }
+    }
+
+    /// What was measured, in a run that began at `start`.
+    pub(super) fn finish(self, start: SystemTime) -> Report {
+        self.progress.finish_and_clear();
+        let conditions = self.conditions(utc(start));
+        Report::new(conditions, self.ceilings, self.measurements)
+    }
+
     /// Time of `op`, which takes the number of the copy to work on, below `copies`.
     pub(super) fn time(&mut self, copies: usize, mut op: impl FnMut(usize) -> Result<()>) -> Result<Timing> {
         op(0)?; // loads the kernel

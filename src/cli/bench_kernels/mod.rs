@@ -1,7 +1,7 @@
 //! `bench kernels`: the time of every op on the GPU, beside what the GPU can do and what cuBLASLt does, all measured in
 //! one run. `cargo bench --bench kernels` is the same command.
 //!
-//! [`measure`] times, [`linear`] and [`ops`] say what, [`report`] holds the results, [`roofline`] draws them; [`tune`] makes
+//! [`run`] measures all, [`measure`] times, [`linear`] and [`ops`] say what, [`report`] holds the results, [`roofline`] draws them; [`tune`] makes
 //! the table by which linear layers choose their kernels.
 
 #[cfg(lowbit_cuda)]
@@ -13,6 +13,8 @@ mod ops;
 #[cfg_attr(not(lowbit_cuda), allow(dead_code))] // nothing makes results there
 mod report;
 mod roofline;
+#[cfg(lowbit_cuda)]
+mod run;
 #[cfg(lowbit_cuda)]
 mod tune;
 
@@ -291,8 +293,8 @@ fn plot(report: &Report, dir: &Path) -> Result<()> {
 #[cfg(lowbit_cuda)]
 fn measure(device: &Device, selection: &Selection) -> Result<Report> {
     match device {
-        Device::Cuda(gpu) => measure::run(gpu, selection),
-        Device::Cpu(_) => Err(no_gpu()),
+        Device::Cuda(gpu) => run::run(gpu, selection),
+        Device::Cpu(_) | Device::Meta(_) => Err(no_gpu()),
     }
 }
 
@@ -305,7 +307,7 @@ fn measure(_device: &Device, _selection: &Selection) -> Result<Report> {
 fn tune(device: &Device, selection: &Selection, file: Option<&Path>, json: bool) -> Result<()> {
     match device {
         Device::Cuda(gpu) => tune::run(gpu, selection, file, json),
-        Device::Cpu(_) => Err(no_gpu()),
+        Device::Cpu(_) | Device::Meta(_) => Err(no_gpu()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Ops that are not linear layers: those on rows, and attention, in the shapes of Llama-3.1-8B.
 
-use crate::device::{Act, AttentionShape, BatchMeta, Device, Emit, KvLayer, Tensor};
+use crate::device::{AttentionShape, BatchMeta, Device, InputFormat, KvLayer, LinearInput, Tensor};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::quant::ActQuant;
@@ -90,33 +90,33 @@ fn case<T>(
 fn rows(bench: &mut Bench, op: Op, m: usize) -> Result<()> {
     let dtype = bench.device.activation_dtype();
     let size = dtype.size_bytes();
-    let int8 = Emit { order: None, quant: ActQuant::DynamicPerToken };
+    let int8 = InputFormat::quantized(ActQuant::DynamicPerToken);
     let of = |shape: String, bytes: usize| Case { op, shape, m, unit: None, bytes, operations: 0 };
     match op {
         Op::RmsNorm => {
-            for (to, emit, out) in [(dtype, Emit::FLOATS, size), (DType::I8, int8, 1)] {
+            for (to, format, out) in [(dtype, InputFormat::FLOATS, size), (DType::I8, int8, 1)] {
                 case(
                     bench,
                     of(format!("{HIDDEN} to {to}"), m * HIDDEN * (4 + out) + 4 * HIDDEN),
                     |d| {
                         Ok((
-                            Act::new(d, m, HIDDEN)?,
+                            LinearInput::new(d, m, HIDDEN)?,
                             floats(d, DType::F32, m * HIDDEN)?,
                             floats(d, DType::F32, HIDDEN)?,
                         ))
                     },
-                    |d, (out, x, w)| d.rms_norm(out, x, w, 1e-5, emit, m),
+                    |d, (out, x, w)| d.rms_norm(out, x, w, 1e-5, format, m),
                 )?;
             }
             Ok(())
         }
         Op::SiluMul => {
-            for (to, emit, out) in [(dtype, Emit::FLOATS, size), (DType::I8, int8, 1)] {
+            for (to, format, out) in [(dtype, InputFormat::FLOATS, size), (DType::I8, int8, 1)] {
                 case(
                     bench,
                     of(format!("{INTERMEDIATE} to {to}"), m * INTERMEDIATE * (2 * size + out)),
-                    |d| Ok((Act::new(d, m, INTERMEDIATE)?, floats(d, dtype, m * 2 * INTERMEDIATE)?)),
-                    |d, (out, x)| d.silu_mul(out, x, INTERMEDIATE, emit, m),
+                    |d| Ok((LinearInput::new(d, m, INTERMEDIATE)?, floats(d, dtype, m * 2 * INTERMEDIATE)?)),
+                    |d, (out, x)| d.silu_mul(out, x, INTERMEDIATE, format, m),
                 )?;
             }
             Ok(())
@@ -124,7 +124,7 @@ fn rows(bench: &mut Bench, op: Op, m: usize) -> Result<()> {
         Op::Quantize => case(
             bench,
             of(format!("{HIDDEN} to i8"), m * HIDDEN * (size + 1)),
-            |d| Ok((Act::new(d, m, HIDDEN)?, floats(d, dtype, m * HIDDEN)?)),
+            |d| Ok((LinearInput::new(d, m, HIDDEN)?, floats(d, dtype, m * HIDDEN)?)),
             |d, (out, x)| d.quantize(out, x, HIDDEN, int8, m),
         ),
         Op::Rope => {
@@ -192,7 +192,6 @@ fn meta(device: &Device, batch: usize, q_len: usize, keys: usize) -> Result<Batc
         max_blocks,
         max_q_len: q_len,
         max_context_len: keys,
-        num_logit_rows: 1,
     })
 }
 

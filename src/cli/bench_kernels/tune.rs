@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::output;
 use crate::device::cuda::{Choice, CudaDevice, Graph, Tuned};
-use crate::device::{Act, Columns, Device, PackedWeight, Tensor, Write};
+use crate::device::{Columns, Device, LinearInput, PackedWeight, Tensor, Write};
 use crate::error::{Error, Result};
 
 use super::linear::{self, Layer, most};
@@ -88,10 +88,11 @@ fn tune(gpu: &CudaDevice, op: Op, shape: Shape, rows: &[usize], mut found: impl 
     if gpu.candidates(&weights[0], 1).is_empty() {
         return Err(nothing());
     }
-    let input = match linear::own_input(&device, &layer, shape.k, most(rows))? {
+    let mut input = match linear::own_input(&device, &layer, shape.k, most(rows))? {
         Some(input) => input,
         None => linear::plain_input(&device, shape.k, most(rows))?,
     };
+    input.record(weights[0].input_format(), most(rows), shape.k);
     let outs = linear::outputs(&device, device.activation_dtype(), weights.len(), shape.n, rows)?;
     let work = Work { gpu, device, input, weights: RefCell::new(weights), outs: RefCell::new(outs) };
     for (i, &m) in rows.iter().enumerate() {
@@ -104,7 +105,7 @@ fn tune(gpu: &CudaDevice, op: Op, shape: Shape, rows: &[usize], mut found: impl 
 struct Work<'a> {
     gpu: &'a CudaDevice,
     device: Device,
-    input: Act,
+    input: LinearInput,
     weights: RefCell<Vec<PackedWeight>>,
     outs: RefCell<Vec<Tensor>>,
 }

@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::models::{Model, linear_names};
+use crate::models::{ModelRunner, linear_names};
 
 use super::super::options::{load_model, model_dtype, scheme_summary};
 use super::super::{bench, output};
 use super::divergence::Divergence;
-use super::perplexity::{Perplexity, Reference, limits, score};
+use super::perplexity::Perplexity;
+use super::score::{Reference, limits, score};
 use super::size_plot::{self, Point};
-use super::{Args, Windows, open_reference, overlap};
+use super::{Args, MEMORY_FLAGS, Windows, open_reference, overlap};
 
 /// Tokens of the decoding that is timed.
 const DECODED: usize = 32;
@@ -56,11 +57,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
     }
     let mut reference_model =
-        reference.as_ref().map(|checkpoint| load_model(checkpoint, &device, limits)).transpose()?;
-    let mut other = reference_model.as_mut().map(|model| Reference::new(model, KEPT_BYTES)).transpose()?;
+        reference.as_ref().map(|checkpoint| load_model(checkpoint, &device, limits, MEMORY_FLAGS)).transpose()?;
+    let mut other = reference_model.as_mut().map(|model| Reference::new(model, KEPT_BYTES));
     let mut rows: Vec<Row> = Vec::new();
     for (checkpoint, name) in checkpoints.iter().zip(&names) {
-        let mut model = load_model(checkpoint, &device, limits)?;
+        let mut model = load_model(checkpoint, &device, limits, MEMORY_FLAGS)?;
         let bar = output::progress("windows");
         bar.set_length(windows.count as u64);
         let (ids, context) = (windows.ids(), windows.context);
@@ -91,7 +92,7 @@ impl Row {
     fn new(
         name: &str,
         checkpoint: &Checkpoint,
-        model: &mut Model,
+        model: &mut ModelRunner,
         context: usize,
         perplexity: Perplexity,
         divergence: Option<Divergence>,
@@ -99,7 +100,7 @@ impl Row {
         let bytes = checkpoint.bytes();
         Ok(Row {
             name: name.to_owned(),
-            scheme: scheme_summary(model),
+            scheme: scheme_summary(model.model()),
             bytes,
             linear_bits: linear_bits(checkpoint),
             bits: 8.0 * bytes as f64 / bench::parameters(checkpoint.config()) as f64,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::engine::sampling::SamplingParams;
 use crate::engine::{Engine, Event, Request};
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::ModelRunner;
 use crate::models::quantize::spread;
 use crate::text::tokenizer::Tokenizer;
 
@@ -66,13 +66,13 @@ pub(super) fn prompts_of_file(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<
 /// # Errors
 /// `Input` when a prompt does not fit the model's limits; a failure of the device.
 pub fn continuations(
-    model: Model,
+    model: ModelRunner,
     prompts: &[Vec<u32>],
     max_tokens: usize,
     stop: &[u32],
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>> {
-    let mut engine = Engine::new(model)?;
+    let mut engine = Engine::new(model);
     let params = SamplingParams { stop_token_ids: stop.to_vec(), ..SamplingParams::greedy() };
     let mut ids = Vec::new();
     for prompt in prompts {
@@ -92,7 +92,7 @@ pub fn continuations(
                     done += 1;
                     progress(done);
                 }
-                Event::Failed { error, .. } => return Err(Error::input("request", error)),
+                Event::Failed { error, .. } => return Err(error),
             }
         }
     }
@@ -232,7 +232,7 @@ fn tail(text: &str) -> String {
 
 /// A bar, and what moves it.
 pub(super) fn run(
-    model: Model,
+    model: ModelRunner,
     name: &'static str,
     prompts: &[Vec<u32>],
     max_tokens: usize,

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::ModelRunner;
 
 use super::super::output;
-use super::perplexity::{Pass, windows_at_once};
+use super::score::{Pass, windows_at_once};
 
 /// The measures in words, for the JSON.
 const PROTOCOL: &str = "the windows of the perplexity, all tokens of them; sums of squares over all tokens and channels. stream_error: \
@@ -50,47 +50,38 @@ pub struct LayerErrors {
 /// Runs both models over `ids` in windows of `context` tokens, layer by layer. `progress` gets the windows done.
 ///
 /// # Errors
-/// `Input` when the models differ in shape or their limits hold no window; [`Error::Shape`] when a residual stream is not
+/// `Input` when the models differ in shape or their limits hold no window; [`Error::NotFinite`] when a residual stream is not
 /// finite; a device's failure.
 pub fn layer_errors(
-    model: &mut Model,
-    reference: &mut Model,
+    model: &mut ModelRunner,
+    reference: &mut ModelRunner,
     ids: &[u32],
     context: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<LayerErrors> {
     let at_once = windows_at_once(model.limits(), context)?.min(windows_at_once(reference.limits(), context)?);
-    let shape = |m: &Model| (m.layers().len(), m.config().hidden_size);
+    let shape = |m: &ModelRunner| (m.model().layers.len(), m.config().hidden_size);
     if shape(model) != shape(reference) {
         let ((a, b), (c, d)) = (shape(model), shape(reference));
         let reason = format!("{c} layers of width {d}; the model has {a} of width {b}: expected the same");
         return Err(Error::input("--reference", reason));
     }
-    let layers = model.layers().len();
-    let (mut cache, mut reference_cache) = (model.new_cache()?, reference.new_cache()?);
+    let layers = model.model().layers.len();
     let mut embedding = Sums::default();
     let mut sums = vec![Sums::default(); layers];
     let windows: Vec<&[u32]> = ids.chunks_exact(context).collect();
     let mut done = 0;
     for windows in windows.chunks(at_once) {
-        let pass = Pass::of_windows(windows);
-        reference.begin(&pass.batch)?;
-        model.begin(&pass.batch)?;
-        let (mut exact, mut stream) = (reference.residual()?, model.residual()?);
+        let batch = &Pass::of_windows(windows).batch;
+        let (mut exact, mut stream) = (reference.embed(batch)?.read()?, model.embed(batch)?.read()?);
         embedding.reference += squares(&exact);
         embedding.stream += squared_distance(&stream, &exact);
         for (layer, sums) in sums.iter_mut().enumerate() {
-            reference.layer(layer, &mut reference_cache)?;
-            let after = reference.residual()?;
+            let after = reference.layer(layer, batch, exact.clone())?.read()?;
             sums.reference += squares(&after);
             sums.update += squared_distance(&after, &exact);
-            model.set_residual(exact)?;
-            model.layer(layer, &mut cache)?;
-            sums.own += squared_distance(&model.residual()?, &after);
-            // The keys and values of the line above are overwritten: the layer is run again, on the model's own stream.
-            model.set_residual(stream)?;
-            model.layer(layer, &mut cache)?;
-            stream = model.residual()?;
+            sums.own += squared_distance(&model.layer(layer, batch, exact)?.read()?, &after);
+            stream = model.layer(layer, batch, stream)?.read()?;
             sums.stream += squared_distance(&stream, &after);
             exact = after;
         }
@@ -100,12 +91,7 @@ pub fn layer_errors(
     let ratio = |error: f64, of: f64| if error == 0.0 { 0.0 } else { error / of };
     let layer = |(i, s): (usize, &Sums)| {
         if !(s.reference + s.update + s.stream + s.own).is_finite() {
-            let got = "a value that is not finite".to_owned();
-            return Err(Error::Shape {
-                op: "eval --layers",
-                expected: format!("finite activations in layer {i}"),
-                got,
-            });
+            return Err(Error::not_finite(format!("activations of layer {i}"), "a value that is not"));
         }
         Ok(LayerError {
             stream: ratio(s.stream, s.reference),

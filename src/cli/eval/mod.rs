@@ -7,6 +7,7 @@ pub mod generate;
 pub mod layers;
 mod overlap;
 pub mod perplexity;
+pub mod score;
 mod size_plot;
 pub mod tasks;
 
@@ -18,13 +19,16 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::models::{Limits, Model};
+use crate::models::{Limits, ModelRunner};
 use crate::text::tokenizer::Tokenizer;
 
 use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, open_checkpoint};
 use super::{Outcome, output};
+
+/// What makes an evaluation take less memory.
+const MEMORY_FLAGS: &str = "lower --context or --batch";
 use generate::Comparison;
-use perplexity::Reference;
+use score::Reference;
 use tasks::Answers;
 
 #[derive(Debug, clap::Args)]
@@ -144,8 +148,9 @@ fn one(args: &Args, name: &str) -> Result<()> {
     let reference = args.reference.as_deref().map(|name| open_reference(name, &checkpoint)).transpose()?;
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = plan.limits(args, checkpoint.config().vocab_size);
-    let mut reference = reference.map(|checkpoint| load_model(&checkpoint, &device, limits)).transpose()?;
-    let mut model = load_model(&checkpoint, &device, limits)?;
+    let mut reference =
+        reference.map(|checkpoint| load_model(&checkpoint, &device, limits, MEMORY_FLAGS)).transpose()?;
+    let mut model = load_model(&checkpoint, &device, limits, MEMORY_FLAGS)?;
 
     let mut result = json!({});
     let mut text = String::new();
@@ -174,16 +179,16 @@ fn one(args: &Args, name: &str) -> Result<()> {
 fn predict(
     args: &Args,
     windows: &Windows,
-    model: &mut Model,
-    mut reference: Option<&mut Model>,
+    model: &mut ModelRunner,
+    mut reference: Option<&mut ModelRunner>,
     result: &mut Value,
     text: &mut String,
 ) -> Result<()> {
     let bar = output::progress("windows");
     bar.set_length(windows.count as u64);
     let (ids, context) = (windows.ids(), windows.context);
-    let mut other = reference.as_deref_mut().map(|reference| Reference::new(reference, 0)).transpose()?;
-    let (score, divergence) = perplexity::score(model, other.as_mut(), ids, context, &mut |score| {
+    let mut other = reference.as_deref_mut().map(|reference| Reference::new(reference, 0));
+    let (score, divergence) = score::score(model, other.as_mut(), ids, context, &mut |score| {
         bar.set_position(score.windows as u64);
         bar.set_message(format!("perplexity {:.4}", score.perplexity()));
     })?;
@@ -207,7 +212,7 @@ fn predict(
 }
 
 /// A model's answers.
-fn answer(model: &mut Model, items: &[tasks::Item]) -> Result<Answers> {
+fn answer(model: &mut ModelRunner, items: &[tasks::Item]) -> Result<Answers> {
     let bar = output::progress("choices");
     let found = tasks::loglikelihoods(model, items, &mut |done, all| {
         bar.set_length(all as u64);
@@ -259,7 +264,7 @@ impl Plan {
             Some(windows) if self.tasks.is_none() && self.prompts.is_empty() => windows.at_once(args),
             _ => usize::from(args.batch),
         };
-        perplexity::limits(context.max(choices).max(continued), batch, vocab)
+        score::limits(context.max(choices).max(continued), batch, vocab)
     }
 }
 

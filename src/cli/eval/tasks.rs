@@ -8,10 +8,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::ModelRunner;
 use crate::text::tokenizer::Tokenizer;
 
-use super::perplexity::Pass;
+use super::score::Pass;
 
 /// The protocol in words, for the JSON.
 const PROTOCOL: &str = "zero-shot as the file has it, no BOS (an empty context is the BOS, or else the EOS, alone); context and choice are \
@@ -147,17 +147,16 @@ pub(super) fn longest(items: &[Item]) -> usize {
 /// Log-likelihoods of the choices of every item. As many choices at a time as the model's limits hold; `progress` gets
 /// the choices done and their number.
 pub fn loglikelihoods(
-    model: &mut Model,
+    runner: &mut ModelRunner,
     items: &[Item],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Vec<f64>>> {
-    let mut cache = model.new_cache()?;
     let choices: Vec<&Choice> = items.iter().flat_map(|item| &item.choices).collect();
     let mut sums = Vec::with_capacity(choices.len());
-    for together in choices.chunks(model.limits().max_seqs) {
+    for together in choices.chunks(runner.limits().max_seqs) {
         let mut pass = Pass::default();
         together.iter().for_each(|choice| pass.push(&choice.ids, choice.start));
-        let mut logprobs = pass.logprobs(model, &mut cache)?.into_iter();
+        let mut logprobs = pass.logprobs(runner)?.into_iter();
         for choice in together {
             sums.push(logprobs.by_ref().take(choice.ids.len() - choice.start).sum());
         }

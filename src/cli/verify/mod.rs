@@ -2,7 +2,6 @@
 
 mod ops;
 mod report;
-mod spec;
 
 use std::ops::Range;
 use std::process::ExitCode;
@@ -14,11 +13,11 @@ use crate::device::cpu::reference;
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::KvCache;
-use crate::models::{Batch, Limits, Model, layer_tables, rope_table};
+use crate::models::reference::{Arithmetic, ReferenceHead, ReferenceLayer, Rows};
+use crate::models::{Batch, Limits, ModelRunner, rope_table};
 
 use self::ops::OpChecks;
 use self::report::{Report, print};
-use self::spec::{Arithmetic, HostHead, HostLayer, Rows};
 use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype};
 use super::{Outcome, output};
 
@@ -57,9 +56,8 @@ pub(super) fn run(args: &Args) -> Outcome {
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let rows = rows(checkpoint.config());
     let limits = Limits { max_logit_rows: LENS.len(), ..Limits::new(LENS[0], rows.token_ids.len(), LENS.len()) };
-    let model = load_model(&checkpoint, &device, limits)?;
-    let mut verifier =
-        Verifier { checkpoint: &checkpoint, cache: model.new_cache()?, model, rows, report: Report::default() };
+    let runner = load_model(&checkpoint, &device, limits, "")?;
+    let mut verifier = Verifier { checkpoint: &checkpoint, runner, rows, report: Report::default() };
     verifier.run(args)?;
     let report = verifier.report;
     if args.json {
@@ -100,8 +98,7 @@ fn rows(config: &ModelConfig) -> Rows {
 
 struct Verifier<'a> {
     checkpoint: &'a Checkpoint,
-    model: Model,
-    cache: KvCache,
+    runner: ModelRunner,
     rows: Rows,
     report: Report,
 }
@@ -109,37 +106,37 @@ struct Verifier<'a> {
 impl Verifier<'_> {
     fn run(&mut self, args: &Args) -> Result<()> {
         let config = self.checkpoint.config();
-        let device = self.model.device().clone();
+        let device = self.runner.device().clone();
         let dtype = device.activation_dtype();
-        let embedding = self.checkpoint.tensor("model.embed_tokens.weight")?;
+        let spec = self.runner.model().spec.clone();
+        let embedding = self.checkpoint.tensor(&spec.embedding.name)?;
         let mut x = self.embed(config, &embedding, args)?;
         let rope = rope_table(&config.rope, config.head_dim, config.max_position_embeddings, LENS[0]);
-        let num_blocks = self.cache.num_blocks;
-        let tables = layer_tables(config);
-        for (i, table) in tables.iter().enumerate().take(args.layers.unwrap_or(usize::MAX)) {
+        let num_blocks = self.runner.cache().num_blocks;
+        for (i, layer) in spec.layers.iter().enumerate().take(args.layers.unwrap_or(usize::MAX)) {
             self.report.enter(format!("layer {i}"));
-            let host = HostLayer::read(self.checkpoint, table, i)?;
-            let exact = spec::layer(&host, &x, &self.rows, &rope, num_blocks, Arithmetic::EXACT);
+            let host = ReferenceLayer::read(self.checkpoint, layer)?;
+            let exact = host.forward(&x, &self.rows, &rope, num_blocks, Arithmetic::EXACT);
             let mut checks =
                 OpChecks { device: &device, rows: &self.rows, rope: &rope, num_blocks, report: &mut self.report };
-            checks.layer(&self.model.layers()[i], &host, &x, &exact)?;
+            checks.layer(&self.runner.model().layers[i], &host, &x, &exact)?;
 
-            let twin = spec::layer(&host, &x, &self.rows, &rope, num_blocks, Arithmetic::twin(dtype));
+            let twin = host.forward(&x, &self.rows, &rope, num_blocks, Arithmetic::twin(dtype));
             let got = self.layer(i, &x)?;
             let u = if host.has_int8_activations() { INT8_ROUNDOFF } else { dtype.unit_roundoff() };
             self.report.close("whole layer", &x, &got, &exact.out, &twin.out, u);
             print(&self.report, args.json)?;
             x = exact.out;
         }
-        self.head(&x, &HostHead::read(self.checkpoint, config)?, args)
+        self.head(&x, &ReferenceHead::read(self.checkpoint, &spec)?, args)
     }
 
     /// Embeds all rows on the device; the specification's residual stream.
     fn embed(&mut self, config: &ModelConfig, embedding: &HostData, args: &Args) -> Result<Vec<f32>> {
         self.report.enter("model".into());
         let expected = reference::embed(embedding, &self.rows.token_ids, config.hidden_size);
-        self.model.begin(&self.batch(|len| 0..len))?;
-        self.report.exact("embed", "", &self.model.residual()?, &expected);
+        let batch = self.batch(|len| 0..len);
+        self.report.exact("embed", "", &self.runner.embed(&batch)?.read()?, &expected);
         print(&self.report, args.json)?;
         Ok(expected)
     }
@@ -158,15 +155,14 @@ impl Verifier<'_> {
 
     /// One layer on the device as generation runs it: prompts without their last token, then that token by decoding.
     fn layer(&mut self, index: usize, x: &[f32]) -> Result<Vec<f32>> {
-        let width = self.model.config().hidden_size;
+        let width = self.runner.config().hidden_size;
         let last: Vec<usize> = self.rows.starts[1..].iter().map(|&end| end as usize - 1).collect();
         let mut out = vec![0.0; x.len()];
         for (decode, batch) in [(false, self.batch(|len| 0..len - 1)), (true, self.batch(|len| len - 1..len))] {
             let rows: Vec<usize> = (0..self.rows.token_ids.len()).filter(|r| last.contains(r) == decode).collect();
-            self.model.begin(&batch)?;
-            self.model.set_residual(rows.iter().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect())?;
-            self.model.layer(index, &mut self.cache)?;
-            for (r, row) in rows.into_iter().zip(self.model.residual()?.chunks_exact(width)) {
+            let before = rows.iter().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect();
+            let after = self.runner.layer(index, &batch, before)?.read()?;
+            for (r, row) in rows.into_iter().zip(after.chunks_exact(width)) {
                 out[r * width..(r + 1) * width].copy_from_slice(row);
             }
         }
@@ -174,25 +170,23 @@ impl Verifier<'_> {
     }
 
     /// Final norm, output head and statistics, for the last row of each sequence.
-    fn head(&mut self, x: &[f32], host: &HostHead, args: &Args) -> Result<()> {
+    fn head(&mut self, x: &[f32], host: &ReferenceHead, args: &Args) -> Result<()> {
         self.report.enter("head".into());
-        let (dtype, vocab) = (self.model.device().activation_dtype(), self.model.config().vocab_size);
-        let width = self.model.config().hidden_size;
+        let (dtype, vocab) = (self.runner.device().activation_dtype(), self.runner.config().vocab_size);
+        let width = self.runner.config().hidden_size;
         let last: Vec<u32> = self.rows.starts[1..].iter().map(|&end| end - 1).collect();
-        self.model.begin(&self.batch(|len| 0..len))?;
-        self.model.set_residual(x.to_vec())?;
-        self.model.compute_logits(&last)?;
-        let logits = self.model.logits()?;
+        let targets = &self.rows.token_ids[..last.len()];
+        let mut computed = self.runner.restore(x.to_vec()).and_then(|states| states.into_logits(&last))?;
+        let (logits, got) = (computed.read()?, computed.stats(targets)?);
         let x: Vec<f32> =
             last.iter().flat_map(|&r| &x[r as usize * width..(r as usize + 1) * width]).copied().collect();
         let (exact, twin) = (host.forward(&x, Arithmetic::EXACT), host.forward(&x, Arithmetic::twin(dtype)));
-        let kernels: Vec<String> = self.model.head().parts().iter().map(|part| part.kernel(last.len())).collect();
+        let kernels: Vec<String> =
+            self.runner.model().head.parts().iter().map(|part| part.kernel(last.len())).collect();
         let detail = format!("{}; {}", host.head.weight.scheme(), kernels.join(" + "));
         self.report.bounded("norm and lm_head", &detail, &logits, &exact, &twin, dtype);
 
-        let targets = &self.rows.token_ids[..last.len()];
         let expected = reference::logits_stats(&logits, targets, vocab);
-        let got = self.model.logits_stats(targets)?;
         let ids = |id: u32| id as f32;
         let best: Vec<f32> = expected.iter().map(|row| ids(row.argmax)).collect();
         self.report.exact("best token", "", &got.iter().map(|row| ids(row.id)).collect::<Vec<_>>(), &best);

@@ -1,15 +1,15 @@
 //! Every op of one layer on a device, each fed what the specification's own previous op gave.
 
 use crate::device::cpu::reference::{self, PagedKv, Rounding};
-use crate::device::{Act, BatchMeta, Device, Emit, KvLayer, Tensor, Write};
+use crate::device::{BatchMeta, Device, InputFormat, KvLayer, LinearInput, Tensor, Write};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
-use crate::models::DecoderLayer;
+use crate::models::reference::{Arithmetic, ReferenceLayer, ReferenceLinear, Rows, Steps, fill_cache, paged};
+use crate::models::{DecoderLayer, DenseMlp, Mlp, Projections};
 use crate::quant::ActQuant;
 
 use super::report::Report;
-use super::spec::{Arithmetic, HostLayer, Named, Rows, Steps, fill_cache, paged};
 
 /// A device and the sizes that the checks of one layer share.
 pub(super) struct OpChecks<'a> {
@@ -23,43 +23,51 @@ pub(super) struct OpChecks<'a> {
 
 impl OpChecks<'_> {
     /// All ops of a layer whose input is `x`, in the order they run. `steps` are the specification's.
-    pub(super) fn layer(&mut self, layer: &DecoderLayer, host: &HostLayer, x: &[f32], steps: &Steps) -> Result<()> {
-        self.rms_norm("input_norm", &layer.input_norm, &host.input_norm, host.eps, x)?;
-        self.linear(&layer.qkv, &host.qkv, &steps.normed, Write::Store)?;
-        if let (Some((q, k)), Some((host_q, host_k))) = (&layer.qk_norm, &host.qk_norm) {
+    pub(super) fn layer(
+        &mut self,
+        layer: &DecoderLayer<Linear, RmsNorm>,
+        host: &ReferenceLayer,
+        x: &[f32],
+        steps: &Steps,
+    ) -> Result<()> {
+        let (attention, Mlp::Dense(mlp)) = (&layer.attention, &layer.mlp);
+        let (host_attention, Mlp::Dense(host_mlp)) = (&host.parts.attention, &host.parts.mlp);
+        self.rms_norm("input_norm", &layer.input_norm, &host.parts.input_norm, host.eps, x)?;
+        self.linear(&attention.qkv, &host_attention.qkv, &steps.normed, Write::Store)?;
+        if let (Some(norm), Some(host_norm)) = (&attention.qk_norm, &host_attention.qk_norm) {
             let input = self.rounded(&steps.qkv);
             let mut qkv = self.upload(&input)?;
-            self.device.qk_norm(&mut qkv, q.weight(), k.weight(), host.eps, &host.shape, self.m())?;
-            let of = |rounding| reference::qk_norm(&input, host_q, host_k, host.eps, &host.shape, rounding);
+            self.device.qk_norm(&mut qkv, norm.q.weight(), norm.k.weight(), host.eps, &host.shape, self.m())?;
+            let of = |rounding| reference::qk_norm(&input, &host_norm.q, &host_norm.k, host.eps, &host.shape, rounding);
             self.bounded("qk_norm", &qkv, of)?;
         }
         self.attention(host, steps)?;
-        if let (Some((norm, _)), Some((weight, _))) = (&layer.sub_norms, &host.sub_norms) {
+        if let (Some(norm), Some(weight)) = (&attention.sub_norm, &host_attention.sub_norm) {
             self.sub_norm("attn_sub_norm", norm, weight, host.eps, &steps.attended, false)?;
         }
-        self.linear(&layer.o, std::slice::from_ref(&host.o), &steps.attention_out, Write::Add)?;
+        self.linear(&attention.o, &host_attention.o, &steps.attention_out, Write::Add)?;
         self.rms_norm(
             "post_attention_norm",
             &layer.post_attention_norm,
-            &host.post_attention_norm,
+            &host.parts.post_attention_norm,
             host.eps,
             &steps.middle,
         )?;
-        if layer.gate_up.is_gate_fused() {
-            self.gate(layer, host, &steps.mlp_normed)?;
+        if mlp.gate_up.is_gate_fused() {
+            self.gate(mlp, host_mlp, &steps.mlp_normed)?;
         } else {
-            self.linear(&layer.gate_up, &host.gate_up, &steps.mlp_normed, Write::Store)?;
+            self.linear(&mlp.gate_up, &host_mlp.gate_up, &steps.mlp_normed, Write::Store)?;
         }
-        if let (Some((_, norm)), Some((_, weight))) = (&layer.sub_norms, &host.sub_norms) {
+        if let (Some(norm), Some(weight)) = (&mlp.sub_norm, &host_mlp.sub_norm) {
             self.sub_norm("ffn_sub_norm", norm, weight, host.eps, &steps.gate_up, true)?;
         } else {
-            let k = host.down.weight.k();
+            let k = mlp.down.k();
             let gate_up = self.rounded(&steps.gate_up);
             let mut act = self.act(k)?;
-            self.device.silu_mul(&mut act, &self.upload(&gate_up)?, k, Emit::FLOATS, self.m())?;
+            self.device.silu_mul(&mut act, &self.upload(&gate_up)?, k, InputFormat::FLOATS, self.m())?;
             self.bounded("silu_mul", &act.floats, |rounding| reference::silu_mul(&gate_up, k, rounding))?;
         }
-        self.linear(&layer.down, std::slice::from_ref(&host.down), &steps.activated, Write::Add)
+        self.linear(&mlp.down, &host_mlp.down, &steps.activated, Write::Add)
     }
 
     fn m(&self) -> usize {
@@ -79,8 +87,8 @@ impl OpChecks<'_> {
         self.device.upload(HostData::from_f32(self.dtype(), x.to_vec()))
     }
 
-    fn act(&self, k: usize) -> Result<Act> {
-        Act::new(self.device, self.m(), k)
+    fn act(&self, k: usize) -> Result<LinearInput> {
+        LinearInput::new(self.device, self.m(), k)
     }
 
     fn bounded(&mut self, op: &str, got: &Tensor, of: impl Fn(Rounding) -> Vec<f64>) -> Result<()> {
@@ -92,26 +100,38 @@ impl OpChecks<'_> {
 
     fn rms_norm(&mut self, op: &str, norm: &RmsNorm, weight: &[f32], eps: f32, x: &[f32]) -> Result<()> {
         let mut act = self.act(weight.len())?;
-        norm.forward(self.device, &mut act, &self.device.upload(HostData::F32(x.to_vec()))?, Emit::FLOATS, self.m())?;
+        norm.forward(
+            self.device,
+            &mut act,
+            &self.device.upload(HostData::F32(x.to_vec()))?,
+            InputFormat::FLOATS,
+            self.m(),
+        )?;
         self.bounded(op, &act.floats, |rounding| reference::rms_norm(x, weight, eps, rounding))
     }
 
     fn sub_norm(&mut self, op: &str, norm: &RmsNorm, weight: &[f32], eps: f32, x: &[f32], gated: bool) -> Result<()> {
         let x = self.rounded(x);
         let mut act = self.act(weight.len())?;
-        norm.forward_inner(self.device, &mut act, &self.upload(&x)?, gated, Emit::FLOATS, self.m())?;
+        norm.forward_inner(self.device, &mut act, &self.upload(&x)?, gated, InputFormat::FLOATS, self.m())?;
         self.bounded(op, &act.floats, |rounding| reference::sub_norm(&x, gated, weight, eps, rounding))
     }
 
     /// A linear layer and the op that prepares its input: codes and int8 results bit for bit, the rest bounded.
-    fn linear(&mut self, linear: &Linear, weights: &[Named], x: &[f32], write: Write) -> Result<()> {
+    fn linear(
+        &mut self,
+        linear: &Linear,
+        weights: &Projections<ReferenceLinear>,
+        x: &[f32],
+        write: Write,
+    ) -> Result<()> {
         let (m, k, n) = (self.m(), linear.k(), linear.n());
         let x = self.rounded(x);
         let (mut act, mut spare) = (self.act(k)?, self.act(k)?);
-        let emit = linear.emit();
-        self.device.quantize(&mut act, &self.upload(&x)?, k, emit, m)?;
-        if emit.quant != ActQuant::None {
-            let expected = reference::quantize_rows(&weights[0].ordered(&x), k, emit.quant);
+        let format = linear.input_format();
+        self.device.quantize(&mut act, &self.upload(&x)?, k, format, m)?;
+        if format.quant != ActQuant::None {
+            let expected = reference::quantize_rows(&weights.first().ordered(&x), k, format.quant);
             let codes = self.device.download(&act.codes, m * k)?.to_f32();
             let expected_codes: Vec<f32> = expected.codes.iter().map(|&c| f32::from(c)).collect();
             self.report.exact("quantize codes", "", &codes, &expected_codes);
@@ -124,7 +144,7 @@ impl OpChecks<'_> {
         let out = self.device.download(&out, m * n)?.to_f32();
         let kernels: Vec<String> = linear.parts().iter().map(|part| part.kernel(m)).collect();
         let mut offset = 0;
-        for named in weights {
+        for named in weights.iter() {
             let width = named.weight.n();
             let got: Vec<f32> = out.chunks_exact(n).flat_map(|row| &row[offset..offset + width]).copied().collect();
             let detail = format!("{}; {}", named.weight.scheme(), kernels.join(" + "));
@@ -142,33 +162,39 @@ impl OpChecks<'_> {
     }
 
     /// gate and up with SwiGLU fused: of int8 activations what `down` takes, bit for bit; else the floats, bounded.
-    fn gate(&mut self, layer: &DecoderLayer, host: &HostLayer, x: &[f32]) -> Result<()> {
+    fn gate(
+        &mut self,
+        layer: &DenseMlp<Linear, RmsNorm>,
+        host: &DenseMlp<Projections<ReferenceLinear>, Vec<f32>>,
+        x: &[f32],
+    ) -> Result<()> {
         let (m, k, width) = (self.m(), layer.gate_up.k(), layer.down.k());
         let x = self.rounded(x);
         let (mut act, mut out) = (self.act(k)?, self.act(width)?);
-        self.device.quantize(&mut act, &self.upload(&x)?, k, layer.gate_up.emit(), m)?;
+        self.device.quantize(&mut act, &self.upload(&x)?, k, layer.gate_up.input_format(), m)?;
         let mut scratch = self.device.zeros(self.dtype(), m * width)?;
         layer.gate_up.gate(self.device, &mut out, &act, &mut scratch, &layer.down, m)?;
 
         let kernels: Vec<String> = layer.gate_up.parts().iter().map(|part| part.kernel(m)).collect();
-        let detail = format!("SwiGLU; {}; {}", host.gate_up[0].weight.scheme(), kernels.join(" + "));
-        let name = &host.gate_up[0].name;
-        let of = |how: Arithmetic| [0, 1].map(|i| host.gate_up[i].forward(&x, how));
-        let [gate, up] = of(Arithmetic::EXACT);
-        if host.gate_up[0].weight.activation == ActQuant::None {
-            let floats = if layer.down.emit().quant == ActQuant::None { &out.floats } else { &scratch };
+        let detail = format!("SwiGLU; {}; {}", host.gate_up.first().weight.scheme(), kernels.join(" + "));
+        let name = &host.gate_up.first().name;
+        let of = |how: Arithmetic| host.gate_up.iter().map(|linear| linear.forward(&x, how)).collect::<Vec<_>>();
+        let exact = of(Arithmetic::EXACT);
+        if host.gate_up.first().weight.activation == ActQuant::None {
+            let floats = if layer.down.input_format().quant == ActQuant::None { &out.floats } else { &scratch };
             let got = self.device.download(floats, m * width)?.to_f32();
-            let swiglu = |[gate, up]: [Vec<f64>; 2]| -> Vec<f64> {
-                let y: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                host.down.ordered(&y)
+            let swiglu = |of: &[Vec<f64>]| -> Vec<f64> {
+                let y: Vec<f64> = of[0].iter().zip(&of[1]).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                host.down.first().ordered(&y)
             };
-            let twin = swiglu(of(Arithmetic::twin(self.dtype())));
-            self.report.bounded(name, &detail, &got, &swiglu([gate, up]), &twin, self.dtype());
+            let twin = swiglu(&of(Arithmetic::twin(self.dtype())));
+            self.report.bounded(name, &detail, &got, &swiglu(&exact), &twin, self.dtype());
             return Ok(());
         }
-        let y: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
-        let y = host.down.ordered(&y);
-        match layer.down.emit().quant {
+        let y: Vec<f32> =
+            exact[0].iter().zip(&exact[1]).map(|(&g, &u)| reference::swiglu(g as f32, u as f32)).collect();
+        let y = host.down.first().ordered(&y);
+        match layer.down.input_format().quant {
             ActQuant::None => {
                 let got = self.device.download(&out.floats, m * width)?.to_f32();
                 self.report.exact(name, &detail, &got, &self.rounded(&y));
@@ -188,7 +214,7 @@ impl OpChecks<'_> {
     }
 
     /// Rotation, the cache, and attention over it: all rows at once as for a prompt, then each as in decoding.
-    fn attention(&mut self, host: &HostLayer, steps: &Steps) -> Result<()> {
+    fn attention(&mut self, host: &ReferenceLayer, steps: &Steps) -> Result<()> {
         let (m, shape, rows, dtype) = (self.m(), &host.shape, self.rows, self.dtype());
         let input = self.rounded(&steps.qk_normed);
         let mut qkv = self.upload(&input)?;
@@ -222,7 +248,14 @@ impl OpChecks<'_> {
         self.attend("attention decode", &rotated, &cache, &kv, host)
     }
 
-    fn attend(&mut self, op: &str, qkv: &[f32], cache: &KvLayer, kv: &PagedKv<'_>, host: &HostLayer) -> Result<()> {
+    fn attend(
+        &mut self,
+        op: &str,
+        qkv: &[f32],
+        cache: &KvLayer,
+        kv: &PagedKv<'_>,
+        host: &ReferenceLayer,
+    ) -> Result<()> {
         let shape = &host.shape;
         let m = qkv.len() / shape.qkv_width();
         let u32s = |values: &[u32]| self.device.upload(HostData::U32(values.to_vec()));
@@ -240,7 +273,6 @@ impl OpChecks<'_> {
             max_blocks: kv.max_blocks,
             max_q_len: lens.max().unwrap_or(0) as usize,
             max_context_len: kv.context_lens.iter().copied().max().unwrap_or(0) as usize,
-            num_logit_rows: 0,
         };
         let mut out = self.device.zeros(self.dtype(), m * shape.num_heads * shape.head_dim)?;
         self.device.attention(&mut out, &self.upload(qkv)?, cache, &meta, shape)?;

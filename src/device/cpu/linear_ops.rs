@@ -1,10 +1,10 @@
 //! Op entry points of linear layers on the CPU device.
 
+use super::host::{f32s, f32s_mut, host, i32s, narrow, shape_error, u32s, write_bytes};
 use super::linear::{Destination, Input, write_codes, write_floats};
-use super::ops::{f32s, f32s_mut, host, host_mut, i32s, narrow, shape_error, u32s};
 use super::{CpuDevice, CpuPacked, outliers, reference};
-use crate::device::{Act, Activation, Columns, Output, PackedBody, PackedWeight, Tensor, Write};
-use crate::dtype::{DType, HostData};
+use crate::device::{Activation, Columns, LinearInput, Output, PackedBody, PackedWeight, Tensor, Write};
+use crate::dtype::HostData;
 use crate::error::Result;
 use crate::quant::{ActQuant, Weight};
 use reference::{Codes, Rounding};
@@ -13,7 +13,7 @@ pub(crate) fn linear(
     _device: &CpuDevice,
     out: &mut Tensor,
     columns: Columns,
-    x: &Act,
+    x: &LinearInput,
     w: &PackedWeight,
     write: Write,
     m: usize,
@@ -57,7 +57,13 @@ pub(crate) fn linear(
     Ok(())
 }
 
-pub(crate) fn linear_codes(_device: &CpuDevice, out: &mut Act, x: &Act, w: &PackedWeight, m: usize) -> Result<()> {
+pub(crate) fn linear_codes(
+    _device: &CpuDevice,
+    out: &mut LinearInput,
+    x: &LinearInput,
+    w: &PackedWeight,
+    m: usize,
+) -> Result<()> {
     let packed = packed(w)?;
     let input = OwnedInput::new(x, w, m)?;
     let OwnedInput::Codes(x) = &input else {
@@ -86,16 +92,6 @@ pub(crate) fn linear_codes(_device: &CpuDevice, out: &mut Act, x: &Act, w: &Pack
     write_bytes(&mut out.codes, &result.codes)
 }
 
-/// Writes signed codes to the start of an `I8` tensor, or each plus 128 to a `U8` one.
-pub(super) fn write_bytes(to: &mut Tensor, codes: &[i8]) -> Result<()> {
-    match host_mut("codes", to)? {
-        HostData::I8(to) => to[..codes.len()].copy_from_slice(codes),
-        HostData::U8(to) => to.iter_mut().zip(codes).for_each(|(to, &code)| *to = code as u8 ^ 0x80),
-        other => return Err(shape_error("codes", DType::I8, other.dtype())),
-    }
-    Ok(())
-}
-
 fn packed(w: &PackedWeight) -> Result<&CpuPacked> {
     match &w.body {
         PackedBody::Cpu(packed) => Ok(packed),
@@ -104,14 +100,14 @@ fn packed(w: &PackedWeight) -> Result<&CpuPacked> {
     }
 }
 
-/// The part of an [`Act`] that a weight takes, codes signed and with a zero point for each row.
+/// The part of an [`LinearInput`] that a weight takes, codes signed and with a zero point for each row.
 enum OwnedInput<'a> {
     Floats(&'a [f32]),
     Codes(Codes),
 }
 
 impl<'a> OwnedInput<'a> {
-    fn new(x: &'a Act, w: &PackedWeight, m: usize) -> Result<Self> {
+    fn new(x: &'a LinearInput, w: &PackedWeight, m: usize) -> Result<Self> {
         let activation = w.scheme.activation;
         if activation == ActQuant::None {
             return Ok(OwnedInput::Floats(f32s("linear x", &x.floats, m * w.k)?));
@@ -127,12 +123,12 @@ impl<'a> OwnedInput<'a> {
             }
         };
         let zeros = match activation {
-            ActQuant::DynamicAsymmetric => i32s("linear zeros", &x.zeros, m)?.to_vec(),
+            ActQuant::DynamicAsymmetric => i32s("linear zero points", &x.zero_points, m)?.to_vec(),
             _ => vec![activation.zero_point(); m],
         };
         let outliers = match activation {
             ActQuant::LlmInt8 { .. } => {
-                let bits = u32s("linear outliers", &x.outliers, m * Act::outlier_words(w.k))?;
+                let bits = u32s("linear outliers", &x.outliers, m * LinearInput::outlier_words(w.k))?;
                 outliers::values(bits, f32s("linear x", &x.floats, m * w.k)?, w.k)
             }
             _ => Vec::new(),

@@ -1,6 +1,8 @@
 //! The CPU device: `reference` is the executable specification of every op; `ops` dispatches to it or to fast paths.
 
+mod activation;
 mod attention;
+mod host;
 mod linear;
 mod linear_ops;
 mod memory;
@@ -10,7 +12,7 @@ pub mod reference;
 mod rows;
 mod simd;
 
-pub(in crate::device) use linear::check;
+pub(in crate::device) use linear::{check, packed_bytes};
 
 pub use simd::Level;
 

@@ -1,14 +1,17 @@
 //! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`: they check what only the CPU can
 //! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
+use super::host::{f32s, f32s_mut, host, host_mut, narrow, shape_error, u32s, write_bytes};
 use super::linear::FastWeight;
-use super::linear_ops::write_bytes;
 use super::rows::{self, Emitted, Producer};
 use super::{CpuDevice, CpuPacked, attention, check, memory, outliers, reference};
 use crate::device::tensor::TensorData;
-use crate::device::{Act, AttentionShape, BatchMeta, Emit, Epilogue, KvLayer, PackedBody, PackedWeight, Tensor};
+use crate::device::{
+    ActOrder, AttentionShape, BatchMeta, Device, Epilogue, InputFormat, KvLayer, LinearInput, PackedBody, PackedWeight,
+    Tensor,
+};
 use crate::dtype::{DType, HostData};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::quant::{ActQuant, LinearWeight, Weight};
 use reference::{Codes, Rounding};
 
@@ -71,7 +74,7 @@ pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilo
     let order = match &mut weight.weight {
         Weight::Quant(q) => {
             let _unpacked: &[u8] = &q.codes; // before cores share the work
-            q.order.take().map(|order| Tensor { data: TensorData::Host(HostData::U32(order)) })
+            q.order.take()
         }
         Weight::Dense { .. } => None,
     };
@@ -82,7 +85,9 @@ pub(crate) fn pack(device: &CpuDevice, mut weight: LinearWeight, epilogue: Epilo
             CpuPacked::Fast(level, FastWeight::pack(weight), fixed)
         }
     };
-    Ok(PackedWeight { n, k, scheme, order, epilogue, body: PackedBody::Cpu(Box::new(packed)) })
+    let order = order.map(|order| ActOrder::upload(&Device::Cpu(device.clone()), order)).transpose()?;
+    let body = PackedBody::Cpu(Box::new(packed));
+    Ok(PackedWeight { n, k, scheme, order, output_order: None, epilogue, body })
 }
 
 pub(crate) fn embed(
@@ -115,42 +120,42 @@ pub(crate) fn gather_rows(
 
 pub(crate) fn rms_norm(
     device: &CpuDevice,
-    out: &mut Act,
+    out: &mut LinearInput,
     x: &Tensor,
     weight: &Tensor,
     eps: f32,
-    emit: Emit<'_>,
+    format: InputFormat<'_>,
     m: usize,
 ) -> Result<()> {
     let weight = f32s("rms_norm weight", weight, weight.len())?;
     let x = f32s("rms_norm x", x, m * weight.len())?;
     let specified = || narrow(reference::rms_norm(x, weight, eps, Rounding::Exact));
-    emit_rows(device, out, &Producer::RmsNorm { x, weight, eps }, specified, emit, weight.len(), m)
+    write_rows(device, out, &Producer::RmsNorm { x, weight, eps }, specified, format, weight.len(), m)
 }
 
 #[allow(clippy::too_many_arguments)] // those of the op
 pub(crate) fn sub_norm(
     device: &CpuDevice,
-    out: &mut Act,
+    out: &mut LinearInput,
     x: &Tensor,
     gated: bool,
     weight: &Tensor,
     eps: f32,
-    emit: Emit<'_>,
+    format: InputFormat<'_>,
     m: usize,
 ) -> Result<()> {
     let weight = f32s("sub_norm weight", weight, weight.len())?;
     let x = f32s("sub_norm x", x, m * weight.len() * if gated { 2 } else { 1 })?;
     let specified = || narrow(reference::sub_norm(x, gated, weight, eps, Rounding::Exact));
-    emit_rows(device, out, &Producer::SubNorm { x, gated, weight, eps }, specified, emit, weight.len(), m)
+    write_rows(device, out, &Producer::SubNorm { x, gated, weight, eps }, specified, format, weight.len(), m)
 }
 
 pub(crate) fn silu_mul(
     device: &CpuDevice,
-    out: &mut Act,
+    out: &mut LinearInput,
     gate_up: &Tensor,
     k: usize,
-    emit: Emit<'_>,
+    format: InputFormat<'_>,
     m: usize,
 ) -> Result<()> {
     let gate_up = f32s("silu_mul gate_up", gate_up, m * 2 * k)?;
@@ -159,19 +164,19 @@ pub(crate) fn silu_mul(
         gate.iter().zip(up).map(|(&gate, &up)| reference::swiglu(gate, up)).collect()
     };
     let specified = || gate_up.chunks_exact(2 * k).flat_map(row).collect();
-    emit_rows(device, out, &Producer::SiluMul { gate_up }, specified, emit, k, m)
+    write_rows(device, out, &Producer::SiluMul { gate_up }, specified, format, k, m)
 }
 
 pub(crate) fn quantize(
     device: &CpuDevice,
-    out: &mut Act,
+    out: &mut LinearInput,
     x: &Tensor,
     k: usize,
-    emit: Emit<'_>,
+    format: InputFormat<'_>,
     m: usize,
 ) -> Result<()> {
     let x = f32s("quantize x", x, m * k)?;
-    emit_rows(device, out, &Producer::Copy { x }, || x.to_vec(), emit, k, m)
+    write_rows(device, out, &Producer::Copy { x }, || x.to_vec(), format, k, m)
 }
 
 pub(crate) fn qk_norm(
@@ -291,31 +296,31 @@ pub(crate) fn logits_stats(
     Ok(())
 }
 
-/// Rows of an op with an [`Emit`]: on the fast path by `producer`, else as `specified`.
-fn emit_rows(
+/// Rows of an op that writes in an [`InputFormat`]: on the fast path by `producer`, else as `specified`.
+fn write_rows(
     device: &CpuDevice,
-    out: &mut Act,
+    out: &mut LinearInput,
     producer: &Producer<'_>,
     specified: impl FnOnce() -> Vec<f32>,
-    emit: Emit<'_>,
+    format: InputFormat<'_>,
     k: usize,
     m: usize,
 ) -> Result<()> {
-    if let ActQuant::LlmInt8 { threshold } = emit.quant {
-        let as_floats = Emit { quant: ActQuant::None, ..emit };
-        emit_rows(device, out, producer, specified, as_floats, k, m)?;
-        return emit_outliers(device, out, threshold, k, m);
+    if let ActQuant::LlmInt8 { threshold } = format.quant {
+        let as_floats = InputFormat { quant: ActQuant::None, ..format };
+        write_rows(device, out, producer, specified, as_floats, k, m)?;
+        return write_outliers(device, out, threshold, k, m);
     }
-    let order = match emit.order {
-        Some(order) => Some(below("emit order", u32s("emit order", order, k)?, k)?),
+    let order = match format.gather() {
+        Some(order) => Some(below("input order", u32s("input order", order, k)?, k)?),
         None => None,
     };
     let specified = || {
         let y = specified();
         order.map_or_else(|| y.clone(), |order| reference::gather_columns(&y, order))
     };
-    if emit.quant == ActQuant::None {
-        let floats = f32s_mut("emit floats", &mut out.floats, m * k)?;
+    if format.quant == ActQuant::None {
+        let floats = f32s_mut("input floats", &mut out.floats, m * k)?;
         match device.level {
             Some(level) => rows::emit(level, producer, order, Emitted::Floats(floats), k),
             None => floats.copy_from_slice(&specified()),
@@ -326,85 +331,32 @@ fn emit_rows(
         Some(level) => {
             let mut of = Codes { codes: vec![0; m * k], scales: vec![0.0; m], zeros: vec![0; m], outliers: Vec::new() };
             let Codes { codes, scales, zeros, .. } = &mut of;
-            rows::emit(level, producer, order, Emitted::Codes { codes, scales, zeros, quant: emit.quant }, k);
+            rows::emit(level, producer, order, Emitted::Codes { codes, scales, zeros, quant: format.quant }, k);
             of
         }
-        None => reference::quantize_rows(&specified(), k, emit.quant),
+        None => reference::quantize_rows(&specified(), k, format.quant),
     };
-    f32s_mut("emit scales", &mut out.scales, m)?.copy_from_slice(&scales);
-    if emit.quant == ActQuant::DynamicAsymmetric {
-        match host_mut("emit zeros", &mut out.zeros)? {
+    f32s_mut("input scales", &mut out.scales, m)?.copy_from_slice(&scales);
+    if format.quant == ActQuant::DynamicAsymmetric {
+        match host_mut("input zero points", &mut out.zero_points)? {
             HostData::I32(to) if to.len() >= m => to[..m].copy_from_slice(&zeros),
-            other => return Err(shape_error("emit zeros", format!("{m} of i32"), other.dtype())),
+            other => return Err(shape_error("input zero points", format!("{m} of i32"), other.dtype())),
         }
     }
     write_bytes(&mut out.codes, &codes)
 }
 
 /// Quantizes the floats of `out` but for their outliers, which it marks.
-fn emit_outliers(device: &CpuDevice, out: &mut Act, threshold: f32, k: usize, m: usize) -> Result<()> {
-    let floats = f32s("emit floats", &out.floats, m * k)?;
+fn write_outliers(device: &CpuDevice, out: &mut LinearInput, threshold: f32, k: usize, m: usize) -> Result<()> {
+    let floats = f32s("input floats", &out.floats, m * k)?;
     let (inner, outliers) = reference::split_outliers(floats, k, threshold);
-    match host_mut("emit outliers", &mut out.outliers)? {
-        HostData::U32(bits) => outliers::mark(&outliers, k, &mut bits[..m * Act::outlier_words(k)]),
-        other => return Err(shape_error("emit outliers", DType::U32, other.dtype())),
+    match host_mut("input outliers", &mut out.outliers)? {
+        HostData::U32(bits) => outliers::mark(&outliers, k, &mut bits[..m * LinearInput::outlier_words(k)]),
+        other => return Err(shape_error("input outliers", DType::U32, other.dtype())),
     }
     let copy = Producer::Copy { x: &inner };
-    let dynamic = Emit { order: None, quant: ActQuant::DynamicPerToken };
-    emit_rows(device, out, &copy, || inner.clone(), dynamic, k, m)
-}
-
-/// f64 results in the CPU's activation type.
-pub(super) fn narrow(y: Vec<f64>) -> Vec<f32> {
-    y.into_iter().map(|y| y as f32).collect()
-}
-
-pub(super) fn shape_error(op: &'static str, expected: impl ToString, got: impl ToString) -> Error {
-    Error::Shape { op, expected: expected.to_string(), got: got.to_string() }
-}
-
-/// The elements of a tensor, known to be in host memory: a device's tensors never reach another device's ops.
-pub(super) fn host<'a>(
-    #[cfg_attr(not(lowbit_cuda), allow(unused_variables))] op: &'static str,
-    tensor: &'a Tensor,
-) -> Result<&'a HostData> {
-    match &tensor.data {
-        TensorData::Host(data) => Ok(data),
-        #[cfg(lowbit_cuda)]
-        TensorData::Cuda(_) => Err(shape_error(op, "a tensor in host memory", "one in GPU memory")),
-    }
-}
-
-pub(super) fn host_mut<'a>(
-    #[cfg_attr(not(lowbit_cuda), allow(unused_variables))] op: &'static str,
-    tensor: &'a mut Tensor,
-) -> Result<&'a mut HostData> {
-    match &mut tensor.data {
-        TensorData::Host(data) => Ok(data),
-        #[cfg(lowbit_cuda)]
-        TensorData::Cuda(_) => Err(shape_error(op, "a tensor in host memory", "one in GPU memory")),
-    }
-}
-
-/// Slices of the first `len` elements of a tensor of one type.
-macro_rules! slices {
-    ($($name:ident, $variant:ident, $element:ty;)*) => {$(
-        pub(super) fn $name<'a>(op: &'static str, tensor: &'a Tensor, len: usize) -> Result<&'a [$element]> {
-            match host(op, tensor)? {
-                HostData::$variant(v) if v.len() >= len => Ok(&v[..len]),
-                other => Err(shape_error(op, format!("{len} elements of {}", DType::$variant), format!("{} of {}", other.len(), other.dtype()))),
-            }
-        }
-    )*};
-}
-slices! { f32s, F32, f32; u32s, U32, u32; i32s, I32, i32; }
-
-pub(super) fn f32s_mut<'a>(op: &'static str, tensor: &'a mut Tensor, len: usize) -> Result<&'a mut [f32]> {
-    let (got_len, got_dtype) = (tensor.len(), tensor.dtype());
-    match host_mut(op, tensor)? {
-        HostData::F32(v) if v.len() >= len => Ok(&mut v[..len]),
-        _ => Err(shape_error(op, format!("{len} elements of f32"), format!("{got_len} of {got_dtype}"))),
-    }
+    let dynamic = InputFormat::quantized(ActQuant::DynamicPerToken);
+    write_rows(device, out, &copy, || inner.clone(), dynamic, k, m)
 }
 
 /// `indices`, once all are known to be below `limit`.

@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use super::Level;
-use super::linear::sigmoid_times;
+use super::activation::sigmoid_times;
 use super::reference::{self, LogitsStats};
-use super::simd::{Kernel, Simd, exp, largest, sum_of_products};
+use super::simd::{Kernel, Simd, exp, largest, load_part, store_part, sum_of_products};
 use crate::device::AttentionShape;
 use crate::quant::ActQuant;
 
@@ -193,31 +193,6 @@ fn range<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
         high = s.max(x, high);
     }
     (-s.max_lane(low), s.max_lane(high))
-}
-
-/// Up to 16 elements, zeros behind them.
-#[inline(always)]
-pub(super) fn load_part<S: Simd>(s: S, x: &[f32]) -> S::F {
-    match x.try_into() {
-        Ok(whole) => s.load(whole),
-        Err(_) => {
-            let mut padded = [0.0; 16];
-            padded[..x.len()].copy_from_slice(x);
-            s.load(&padded)
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) fn store_part<S: Simd>(s: S, x: S::F, to: &mut [f32]) {
-    match to.try_into() {
-        Ok(whole) => s.store(x, whole),
-        Err(_) => {
-            let mut padded = [0.0; 16];
-            s.store(x, &mut padded);
-            to.copy_from_slice(&padded[..to.len()]);
-        }
-    }
 }
 
 /// Calls `each` with every row of `width` and its number, on several threads when there is enough to do.

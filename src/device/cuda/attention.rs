@@ -1,9 +1,10 @@
 //! Attention over the paged KV cache: the writing of keys and values, prefill and decode.
 #![allow(unsafe_code)] // kernel launches
 
-use super::abi::{self, AttentionArgs, KvWriteArgs};
-use super::ops::u32_of;
-use super::{CudaDevice, WORKSPACE_BYTES};
+use super::context::{CudaDevice, WORKSPACE_BYTES};
+use super::embedded::abi::{self, AttentionArgs, KvWriteArgs};
+use super::kernel::u32_of;
+use super::op_kernel::OpKernel;
 use crate::device::{AttentionShape, BatchMeta, KvLayer, Tensor};
 use crate::error::{Error, Result};
 
@@ -39,7 +40,7 @@ pub(crate) fn kv_write(
     };
     let threads = (shape.num_kv_heads * shape.head_dim / 8).next_multiple_of(32).min(256) as u32;
     // SAFETY: the op table checked qkv and slots for m rows; a slot is inside the cache by the op's contract.
-    unsafe { device.launch("attention/kv_write", "kv_write", [u32_of(m)?, 1, 1], threads, 0, &args) }
+    unsafe { device.launch_op(OpKernel::KvWrite, [u32_of(m)?, 1, 1], threads, 0, &args) }
 }
 
 pub(crate) fn attention(
@@ -82,35 +83,32 @@ pub(crate) fn attention(
         window: shape.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
         splits: u32_of(splits)?,
     };
-    let (heads, batch, suffix) = (u32_of(shape.num_heads)?, u32_of(meta.batch)?, device.suffix());
+    let (heads, batch) = (u32_of(shape.num_heads)?, u32_of(meta.batch)?);
     if !is_decode {
-        let (threads, shared_bytes) = match template {
-            64 => (128, abi::LOWBIT_PREFILL_SHARED_64),
-            128 => (128, abi::LOWBIT_PREFILL_SHARED_128),
-            _ => (128, abi::LOWBIT_PREFILL_SHARED_256),
+        let (kernel, shared_bytes) = match template {
+            64 => (OpKernel::Prefill64, abi::LOWBIT_PREFILL_SHARED_64),
+            128 => (OpKernel::Prefill128, abi::LOWBIT_PREFILL_SHARED_128),
+            _ => (OpKernel::Prefill256, abi::LOWBIT_PREFILL_SHARED_256),
         };
         let tiles = u32_of(meta.max_q_len.div_ceil(abi::LOWBIT_PREFILL_QUERIES as usize))?;
-        let (function, grid) = (format!("attention_prefill_{template}_{suffix}"), [tiles, heads, batch]);
         // SAFETY: the op table checked `out` and `qkv`; the metadata describes them and the cache by its contract.
-        return unsafe { device.launch("attention/prefill", &function, grid, threads, shared_bytes, &args) };
+        return unsafe { device.launch_op(kernel, [tiles, heads, batch], 128, shared_bytes, &args) };
     }
-    let (threads, shared_bytes) = match template {
-        64 => (128, abi::LOWBIT_DECODE_SHARED_64),
-        128 => (128, abi::LOWBIT_DECODE_SHARED_128),
-        _ => (64, abi::LOWBIT_DECODE_SHARED_256),
+    let (kernel, threads, shared_bytes) = match template {
+        64 => (OpKernel::Decode64, 128, abi::LOWBIT_DECODE_SHARED_64),
+        128 => (OpKernel::Decode128, 128, abi::LOWBIT_DECODE_SHARED_128),
+        _ => (OpKernel::Decode256, 64, abi::LOWBIT_DECODE_SHARED_256),
     };
     let blocks = u32_of(shape.num_kv_heads * head_groups(shape))?;
-    let (function, grid) = (format!("attention_decode_{template}_{suffix}"), [args.splits, blocks, batch]);
+    let grid = [args.splits, blocks, batch];
     // SAFETY: as above; the partial results of all splits fit the workspace (`decode_splits`).
-    unsafe { device.launch("attention/decode", &function, grid, threads, shared_bytes, &args)? };
+    unsafe { device.launch_op(kernel, grid, threads, shared_bytes, &args)? };
     if splits == 1 {
         return Ok(());
     }
     let threads = abi::LOWBIT_COMBINE_GROUPS * shape.head_dim.next_multiple_of(64) as u32;
     // SAFETY: as above.
-    unsafe {
-        device.launch("attention/decode", &format!("attention_combine_{suffix}"), [heads, batch, 1], threads, 0, &args)
-    }
+    unsafe { device.launch_op(OpKernel::DecodeCombine, [heads, batch, 1], threads, 0, &args) }
 }
 
 fn head_groups(shape: &AttentionShape) -> usize {

@@ -1,14 +1,11 @@
-//! 16-bit linear layers through cuBLASLt, where the library is found at run time. Without it, with `LOWBIT_BLAS=off`,
-//! or for a product it has no algorithm for, our own kernel runs. Its int8 product is what the benchmark compares with.
+//! cuBLASLt, where the library is found at run time: its functions, and the algorithm that it chooses for a product.
 //!
 //! cudarc loads only library names of the CUDA version it is bound to; a newer cuBLASLt serves as well, since the few
 //! functions used here have not changed since CUDA 11. So they are looked up here, with cudarc's types.
 #![allow(unsafe_code)] // cuBLASLt
 
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr::{from_ref, null_mut};
-use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::sys::{
     cublasComputeType_t as ComputeType, cublasLtHandle_t as Handle, cublasLtMatmulAlgo_t as Algorithm,
@@ -20,18 +17,13 @@ use cudarc::cublaslt::sys::{
 use cudarc::driver::sys::CUstream;
 use libloading::Library;
 
-use super::{CudaDevice, WORKSPACE_BYTES};
-use crate::device::Tensor;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
 
 /// Where the library is looked for, after the file that `LOWBIT_CUBLASLT` names.
 const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
-/// Products whose algorithm is remembered; prompts of every length would grow the table without bound.
-const MAX_PLANS: usize = 4096;
 
 /// One product `y[m, n] = x[m, k] * w[n, k]^T`, or `+=` with `add`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Product {
     pub(super) m: usize,
     pub(super) n: usize,
@@ -41,27 +33,8 @@ pub(super) struct Product {
     /// `F32` or the activation dtype; `I32` of a product of int8 matrices.
     pub(super) out_dtype: DType,
     pub(super) add: bool,
-}
-
-/// The library's answers to what it has no kernel for: CUBLAS_STATUS_INVALID_VALUE and CUBLAS_STATUS_NOT_SUPPORTED.
-const UNSUPPORTED: [c_int; 2] = [7, 15];
-
-/// cuBLASLt as found, and the algorithms it has chosen so far.
-#[derive(Debug)]
-pub(super) struct Blas {
-    found: Option<Lt>,
-    /// Per product and alignment of y; `None` where cuBLASLt has no algorithm.
-    plans: Mutex<HashMap<(Product, usize), Option<Plan>>>,
-}
-
-impl Blas {
-    /// The first library that loads and starts; nothing under `LOWBIT_BLAS=off`. A context must be current.
-    pub(super) fn load() -> Self {
-        let is_off = std::env::var("LOWBIT_BLAS").is_ok_and(|value| value == "off");
-        let found = if is_off { None } else { names().find_map(|name| Lt::start(&name)) };
-        tracing::debug!(library = found.as_ref().map_or("none", |lt| lt.name.as_str()), "cuBLASLt");
-        Blas { found, plans: Mutex::default() }
-    }
+    /// Bytes that the address of y is a multiple of, up to 256.
+    pub(super) y_alignment: usize,
 }
 
 /// Name of the cuBLASLt library that loads, if any does.
@@ -74,130 +47,12 @@ fn names() -> impl Iterator<Item = String> {
     std::env::var("LOWBIT_CUBLASLT").ok().into_iter().chain(NAMES.map(str::to_owned))
 }
 
-impl CudaDevice {
-    /// cuBLASLt as found and its version: `libcublasLt.so.12 12.8.4`.
-    pub fn blas_name(&self) -> Option<String> {
-        let lt = self.inner.blas.found.as_ref()?;
-        let v = lt.version;
-        Some(format!("{} {}.{}.{}", lt.name, v / 10_000, v / 100 % 100, v % 100))
-    }
-
-    /// Whether 16-bit products go to cuBLASLt.
-    pub(crate) fn has_blas(&self) -> bool {
-        self.inner.blas.found.is_some()
-    }
-
-    /// Enqueues a product of 16-bit matrices with f32 sums, rounded once to y's type. False, with nothing enqueued,
-    /// where cuBLASLt is not there or has no algorithm for it.
-    ///
-    /// # Safety
-    /// `y`, `x` and `w` are addresses on this device of live matrices of the product's shapes; x and w are contiguous
-    /// and of the activation dtype.
-    pub(super) unsafe fn blas_product(
-        &self,
-        y: *mut c_void,
-        x: *const c_void,
-        w: *const c_void,
-        product: Product,
-    ) -> Result<bool> {
-        let (one, zero) = (1.0f32, 0.0f32);
-        let beta = if product.add { &one } else { &zero };
-        // SAFETY: the caller's promise; the scalars are f32, as products of 16-bit matrices take them.
-        let status = unsafe { self.matmul(y, x, w, product, from_ref(&one).cast(), from_ref(beta).cast()) }?;
-        match status {
-            None => Ok(false),
-            Some(0) => self.leave(Ok(())).map(|()| true),
-            Some(status) => Err(refusal(status, product, "; LOWBIT_BLAS=off runs our own kernel")),
-        }
-    }
-
-    /// Enqueues `y = x * w^T` of int8 matrices with exact `I32` sums, `x` `[m, k]`, `w` `[n, k]` and `y` `[m, n]`: the
-    /// product that ours are measured against. False, with nothing enqueued, where cuBLASLt is not there or has no
-    /// kernel for the shape (it wants multiples of 4 or 16).
-    ///
-    /// # Errors
-    /// `Shape` when a tensor has another type or is too small; `Cuda`.
-    pub fn blas_int8(&self, y: &mut Tensor, x: &Tensor, w: &Tensor, [m, n, k]: [usize; 3]) -> Result<bool> {
-        let wanted = [(y.dtype(), DType::I32, y.len(), m * n), (x.dtype(), DType::I8, x.len(), m * k)];
-        for (dtype, expected, len, needed) in wanted.into_iter().chain([(w.dtype(), DType::I8, w.len(), n * k)]) {
-            if dtype != expected || len < needed {
-                let (expected, got) = (format!("{needed} elements of {expected}"), format!("{len} of {dtype}"));
-                return Err(Error::Shape { op: "blas_int8", expected, got });
-            }
-        }
-        let product = Product { m, n, k, stride: n, out_dtype: DType::I32, add: false };
-        let (y, x, w) = (y.cuda_mut()?.ptr(), x.cuda()?.ptr(), w.cuda()?.ptr());
-        let (one, zero) = (1i32, 0i32);
-        // SAFETY: shapes and types were checked above; the scalars are i32, as products of int8 matrices take them.
-        let status = unsafe { self.matmul(y, x, w, product, from_ref(&one).cast(), from_ref(&zero).cast()) }?;
-        match status {
-            None => Ok(false),
-            Some(0) => self.leave(Ok(())).map(|()| true),
-            Some(status) if UNSUPPORTED.contains(&status) => Ok(false),
-            Some(status) => Err(refusal(status, product, "")),
-        }
-    }
-
-    /// cuBLASLt's status for a product, `None` where it is not there or has no algorithm.
-    ///
-    /// # Safety
-    /// `y`, `x` and `w` are addresses on this device of live matrices of the product's shapes, x and w contiguous;
-    /// `alpha` and `beta` point to scalars of the type of the product's sums.
-    unsafe fn matmul(
-        &self,
-        y: *mut c_void,
-        x: *const c_void,
-        w: *const c_void,
-        product: Product,
-        alpha: *const c_void,
-        beta: *const c_void,
-    ) -> Result<Option<c_int>> {
-        let Some(lt) = &self.inner.blas.found else { return Ok(None) };
-        self.enter("linear (cuBLASLt)")?;
-        let alignment = 1 << (y as usize).trailing_zeros().min(8);
-        let mut plans = self.inner.blas.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if plans.len() >= MAX_PLANS {
-            plans.clear();
-        }
-        let plan = plans.entry((product, alignment)).or_insert_with(|| Plan::new(lt, self.dtype(), product, alignment));
-        let Some(plan) = plan else { return Ok(None) };
-        // SAFETY: the plan's descriptors live with it; the matrices and scalars are the caller's promise; the workspace
-        // is scratch of ops on this stream.
-        let status = unsafe {
-            (lt.matmul)(
-                lt.handle,
-                plan.desc.0,
-                alpha,
-                w,
-                plan.w.0,
-                x,
-                plan.x.0,
-                beta,
-                y,
-                plan.y.0,
-                y,
-                plan.y.0,
-                &plan.algorithm,
-                self.workspace(),
-                WORKSPACE_BYTES,
-                self.stream(),
-            )
-        };
-        Ok(Some(status))
-    }
-}
-
-fn refusal(status: c_int, product: Product, advice: &str) -> Error {
-    let reason = format!("cuBLASLt status {status} for {product:?}{advice}");
-    Error::Cuda { op: "linear (cuBLASLt)".into(), reason }
-}
-
 type Create<T> = unsafe extern "C" fn(*mut T) -> c_int;
 type Destroy<T> = unsafe extern "C" fn(T) -> c_int;
 type SetAttribute<T, A> = unsafe extern "C" fn(T, A, *const c_void, usize) -> c_int;
 
 /// The library's functions, and a handle.
-struct Lt {
+pub(super) struct Lt {
     name: String,
     /// Major, minor and patch version, two digits each of the last two.
     version: usize,
@@ -263,6 +118,20 @@ impl Drop for Lt {
 }
 
 impl Lt {
+    /// The first library that loads and starts; `None` without one and under `LOWBIT_BLAS=off`. A context must be current.
+    pub(super) fn load() -> Option<Lt> {
+        let is_off = std::env::var("LOWBIT_BLAS").is_ok_and(|value| value == "off");
+        let found = if is_off { None } else { names().find_map(|name| Lt::start(&name)) };
+        tracing::debug!(library = found.as_ref().map_or("none", |lt| lt.name.as_str()), "cuBLASLt");
+        found
+    }
+
+    /// The library as found and its version: `libcublasLt.so.12 12.8.4`.
+    pub(super) fn describe(&self) -> String {
+        let v = self.version;
+        format!("{} {}.{}.{}", self.name, v / 10_000, v / 100 % 100, v % 100)
+    }
+
     fn start(name: &str) -> Option<Lt> {
         // SAFETY: loading cuBLASLt runs its initializers, which have no preconditions. It is never unloaded: it keeps
         // threads and device state of its own.
@@ -316,7 +185,7 @@ impl<T: Copy> Drop for Owned<T> {
 /// cuBLASLt sees column-major matrices: row-major y `[m, n]` is its `[n, m]`, so the product is computed as
 /// `y^T = w x^T` with w, its `[k, n]`, transposed.
 #[derive(Debug)]
-struct Plan {
+pub(super) struct BlasPlan {
     desc: Owned<MatmulDesc>,
     w: Owned<Layout>,
     x: Owned<Layout>,
@@ -325,12 +194,14 @@ struct Plan {
 }
 
 // SAFETY: the descriptors are host memory that only their owner touches.
-unsafe impl Send for Plan {}
+unsafe impl Send for BlasPlan {}
+// SAFETY: as above: the library only reads them once a plan is made.
+unsafe impl Sync for BlasPlan {}
 
-impl Plan {
+impl BlasPlan {
     /// The library's first choice for a product of matrices of `activations`, or of int8 ones when y is `I32`.
-    fn new(lt: &Lt, activations: DType, product: Product, y_alignment: usize) -> Option<Plan> {
-        let Product { m, n, k, stride, out_dtype, .. } = product;
+    pub(super) fn new(lt: &Lt, activations: DType, product: Product, workspace_bytes: usize) -> Option<BlasPlan> {
+        let Product { m, n, k, stride, out_dtype, y_alignment, .. } = product;
         let (dtype, sums, scalars) = match out_dtype {
             DType::I32 => (DType::I8, ComputeType::CUBLAS_COMPUTE_32I, DataType::CUDA_R_32I),
             _ => (activations, ComputeType::CUBLAS_COMPUTE_32F, DataType::CUDA_R_32F),
@@ -371,7 +242,7 @@ impl Plan {
             // SAFETY: value points to that many bytes.
             unsafe { (lt.preference_set)(preference.0, attribute, value, bytes) }
         };
-        let workspace = WORKSPACE_BYTES as u64;
+        let workspace = workspace_bytes as u64;
         let alignment = y_alignment as u32;
         let split_sums: u32 = 2; // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: split sums are not rounded to 16 bits
         let statuses = [
@@ -397,6 +268,43 @@ impl Plan {
         // SAFETY: all-zero bytes are a valid result (a struct of integers and a status whose 0 is success), and the
         // library has written over them.
         let best = unsafe { best.assume_init() };
-        Some(Plan { desc, w, x, y, algorithm: best.algo })
+        Some(BlasPlan { desc, w, x, y, algorithm: best.algo })
+    }
+
+    /// Enqueues the product; the library's status.
+    ///
+    /// # Safety
+    /// `y`, `x` and `w` are addresses on the device of live matrices of the product's shapes, x and w contiguous;
+    /// `alpha` and `beta` point to scalars of the type of the product's sums; `workspace` is scratch of the stream, as
+    /// long as the plan was made for.
+    pub(super) unsafe fn run(
+        &self,
+        lt: &Lt,
+        [y, x, w]: [*mut c_void; 3],
+        [alpha, beta]: [*const c_void; 2],
+        (workspace, workspace_bytes): (*mut c_void, usize),
+        stream: CUstream,
+    ) -> c_int {
+        // SAFETY: the descriptors live with the plan; the rest is the caller's promise.
+        unsafe {
+            (lt.matmul)(
+                lt.handle,
+                self.desc.0,
+                alpha,
+                w,
+                self.w.0,
+                x,
+                self.x.0,
+                beta,
+                y,
+                self.y.0,
+                y,
+                self.y.0,
+                &self.algorithm,
+                workspace,
+                workspace_bytes,
+                stream,
+            )
+        }
     }
 }

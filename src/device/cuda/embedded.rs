@@ -1,4 +1,5 @@
-//! What the build script made of `kernels/`: the compiled modules, and the argument structs of `abi.h` in Rust.
+//! What the build script made of `kernels/`: the compiled modules, and in Rust the argument structs of `abi.h` and the
+//! configurations of every `configs.h`.
 #![allow(unreachable_pub)] // generated code says pub
 
 // Generated code, allowed what ours is not: bindgen's `Default` of padded structs zeroes memory.
@@ -8,7 +9,25 @@ pub(crate) mod abi {
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 }
 
+/// The lists of `kernels/FAMILY/configs.h`, of whose lines the kernels are made.
+#[allow(missing_docs, dead_code)] // generated: fields are told in the list's comment, and some concern the compiler alone
+pub(crate) mod configs {
+    include!(concat!(env!("OUT_DIR"), "/configs.rs"));
+}
+
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// Fails a test unless `module` has all of `functions`, as the compiler reported them. A stand-in compiler reports none.
+#[cfg(test)]
+pub(super) fn assert_has(module: &str, functions: Vec<String>) {
+    let Some((_, known)) = FUNCTIONS.iter().find(|(name, _)| *name == module) else {
+        assert!(!ARCHS.contains(&"sm_90") || FUNCTIONS.is_empty(), "there is no module {module}");
+        return; // a build without the architecture that the module is for
+    };
+    for function in functions {
+        assert!(known.is_empty() || known.contains(&function.as_str()), "{module} has no {function}");
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUevent_flags as EventFlags, CUstreamCaptureMode as CaptureMode};
 
-use super::{CudaDevice, failure};
+use super::context::CudaDevice;
+use super::driver_error::failure;
+use super::kernel::OpId;
 use crate::error::{Error, Result};
 
 /// Ops recorded by [`CudaDevice::capture`]. A replay runs them with the addresses and sizes they were recorded with, so
@@ -26,11 +28,11 @@ impl CudaDevice {
     /// # Errors
     /// That of `work`; `Cuda` when it did something that cannot be recorded, and under `LOWBIT_SYNC=1`.
     pub fn capture<'a>(&self, work: impl FnOnce() -> Result<()> + 'a) -> Result<Graph<'a>> {
-        if self.inner.sync_each_op {
+        if self.syncs_each_op() {
             let reason = "ops cannot be recorded when each is waited for; unset LOWBIT_SYNC";
             return Err(Error::Cuda { op: "capture".into(), reason: reason.into() });
         }
-        self.enter("capture")?;
+        self.enter(OpId::GRAPH)?;
         let stream = self.stream();
         // SAFETY: the stream is ours and not the default one, so no other work falls into the recording.
         unsafe { result::stream::begin_capture(stream, CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL) }
@@ -55,11 +57,11 @@ impl CudaDevice {
     /// # Errors
     /// That of `work`, and what came to light by waiting.
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
-        let event = || self.inner.context.new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(|e| failure("time", e));
+        let event = || self.context().new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(|e| failure("time", e));
         let (start, end) = (event()?, event()?);
-        start.record(&self.inner.stream).map_err(|e| failure("time", e))?;
+        start.record(self.cuda_stream()).map_err(|e| failure("time", e))?;
         work()?;
-        end.record(&self.inner.stream).map_err(|e| failure("time", e))?;
+        end.record(self.cuda_stream()).map_err(|e| failure("time", e))?;
         self.synchronize()?;
         let milliseconds = start.elapsed_ms(&end).map_err(|e| failure("time", e))?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
@@ -72,7 +74,7 @@ impl Graph<'_> {
     /// # Errors
     /// `Cuda`.
     pub fn launch(&self) -> Result<()> {
-        self.device.enter("graph")?;
+        self.device.enter(OpId::GRAPH)?;
         // SAFETY: instantiated by `capture`; the tensors of its ops are still borrowed.
         let launched = unsafe { result::graph::launch(self.executable, self.device.stream()) };
         self.device.leave(launched)
@@ -81,7 +83,7 @@ impl Graph<'_> {
 
 impl Drop for Graph<'_> {
     fn drop(&mut self) {
-        if self.device.inner.context.bind_to_thread().is_ok() {
+        if self.device.context().bind_to_thread().is_ok() {
             let _ = self.device.synchronize();
             // SAFETY: instantiated by `capture`, destroyed once, and no replay is under way.
             let _ = unsafe { result::graph::exec_destroy(self.executable) };

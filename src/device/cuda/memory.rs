@@ -6,9 +6,9 @@ use std::ffi::c_void;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUresult};
 
-use super::{CudaDevice, failure};
-use crate::device::Tensor;
-use crate::device::tensor::TensorData;
+use super::context::CudaDevice;
+use super::driver_error::failure;
+use super::kernel::OpId;
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 
@@ -39,15 +39,15 @@ pub struct Buffer {
 impl Buffer {
     /// `len` elements with undefined contents.
     pub(crate) fn new(device: &CudaDevice, dtype: DType, len: usize) -> Result<Self> {
-        device.enter("allocate")?;
+        device.enter(OpId::ALLOCATE)?;
         let out_of_memory = |needed: usize| {
             let free_bytes = result::mem_get_info().map_or(0, |(free, _)| free as u64);
             Error::OutOfMemory {
                 what: format!("a tensor of {len} {dtype}"),
                 needed_bytes: needed as u64,
                 free_bytes,
-                advice: "Use a smaller --max-model-len, --max-num-seqs or --gpu-memory-utilization, or a smaller model"
-                    .into(),
+                advice: "Use a smaller model, fewer or shorter sequences, or free memory of the GPU".into(),
+                grows_with_sequences: true,
             }
         };
         let bytes = len.checked_mul(dtype.size_bytes()).ok_or_else(|| out_of_memory(usize::MAX))?;
@@ -79,7 +79,7 @@ impl Buffer {
     /// A buffer of `values`, which are of `dtype`.
     fn upload_slice<T: Copy>(device: &CudaDevice, dtype: DType, values: &[T]) -> Result<Self> {
         let buffer = Self::new(device, dtype, values.len())?;
-        device.enter("write")?;
+        device.enter(OpId::WRITE)?;
         // SAFETY: the buffer was made for them, and its context is current.
         let done = unsafe { device.copy_to_gpu(buffer.address, bytes_of(values)) };
         device.leave(done).map(|()| buffer)
@@ -88,7 +88,7 @@ impl Buffer {
     /// A buffer of the same elements.
     pub(crate) fn duplicate(&self) -> Result<Self> {
         let copy = Self::new(&self.device, self.dtype, self.len)?;
-        self.device.enter("duplicate")?;
+        self.device.enter(OpId::DUPLICATE)?;
         // SAFETY: both buffers have that many bytes and do not overlap.
         let done = unsafe { result::memcpy_dtod_async(copy.address, self.address, self.bytes(), self.device.stream()) };
         self.device.leave(done)?;
@@ -123,7 +123,7 @@ impl Buffer {
 
     /// Sets every byte to `value`.
     pub(crate) fn fill_bytes(&mut self, value: u8) -> Result<()> {
-        self.device.enter("fill")?;
+        self.device.enter(OpId::FILL)?;
         // SAFETY: the buffer has that many bytes.
         let done = unsafe { result::memset_d8_async(self.address, value, self.bytes(), self.device.stream()) };
         self.device.leave(done)
@@ -139,7 +139,7 @@ impl Buffer {
                 got: format!("{} of {}", data.len(), data.dtype()),
             });
         }
-        self.device.enter("write")?;
+        self.device.enter(OpId::WRITE)?;
         // SAFETY: the context is current, and the buffer was found to have room.
         let done = each!(data, v => unsafe { self.device.copy_to_gpu(self.address, bytes_of(v)) });
         self.device.leave(done)
@@ -155,7 +155,7 @@ impl Buffer {
             });
         }
         let mut data = HostData::zeros(self.dtype, len);
-        self.device.enter("download")?;
+        self.device.enter(OpId::DOWNLOAD)?;
         let bytes = len * self.dtype.size_bytes();
         let target = each!(&mut data, v => v.as_mut_ptr().cast::<c_void>());
         // SAFETY: `data` has `len` elements of this dtype; the synchronization comes before anyone reads them.
@@ -178,40 +178,9 @@ fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.device.inner.context.bind_to_thread().is_ok() {
+        if self.device.context().bind_to_thread().is_ok() {
             // SAFETY: allocated in `new`, freed once; the driver finishes work that uses it first.
             let _ = unsafe { result::free_sync(self.address) };
         }
     }
-}
-
-impl Tensor {
-    /// This tensor's buffer.
-    ///
-    /// # Errors
-    /// `Shape` when the tensor is on another device: a bug of the caller.
-    pub(crate) fn cuda(&self) -> Result<&Buffer> {
-        match &self.data {
-            TensorData::Cuda(buffer) => Ok(buffer),
-            TensorData::Host(_) => Err(elsewhere()),
-        }
-    }
-
-    /// As [`Self::cuda`], to be written.
-    pub(crate) fn cuda_mut(&mut self) -> Result<&mut Buffer> {
-        match &mut self.data {
-            TensorData::Cuda(buffer) => Ok(buffer),
-            TensorData::Host(_) => Err(elsewhere()),
-        }
-    }
-}
-
-impl From<Buffer> for Tensor {
-    fn from(buffer: Buffer) -> Self {
-        Tensor { data: TensorData::Cuda(buffer) }
-    }
-}
-
-fn elsewhere() -> Error {
-    Error::Shape { op: "cuda", expected: "a tensor in GPU memory".into(), got: "one in host memory".into() }
 }

@@ -1,4 +1,4 @@
-//! Embedded modules: loaded at first use, functions cached by name.
+//! Embedded modules: loaded at first use, kernels resolved by name once.
 #![allow(unsafe_code)] // the driver API
 
 use std::collections::HashMap;
@@ -8,7 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute, CUjit_option as JitOption};
 
-use super::{embedded, failure};
+use super::driver_error::failure;
+use super::embedded;
+use super::kernel::{Kernel, OpId, OpNames};
 use crate::error::{Error, Result};
 
 /// Modules of one device, loaded in its context.
@@ -19,12 +21,13 @@ pub(super) struct Modules {
     /// Opt-in limit of shared memory per block, bytes.
     max_shared: i32,
     loaded: Mutex<HashMap<&'static str, Module>>,
+    names: OpNames,
 }
 
 #[derive(Debug)]
 struct Module {
     handle: sys::CUmodule,
-    functions: HashMap<String, sys::CUfunction>,
+    kernels: HashMap<String, Kernel>,
 }
 
 // SAFETY: module and function handles belong to a context, not to a thread; every use binds that context first.
@@ -32,23 +35,31 @@ unsafe impl Send for Module {}
 
 impl Modules {
     pub(super) fn new(force_ptx: bool, max_shared: i32) -> Self {
-        Modules { force_ptx, max_shared, loaded: Mutex::default() }
+        Modules { force_ptx, max_shared, loaded: Mutex::default(), names: OpNames::default() }
     }
 
-    /// `function` of the embedded module `name`. The device's context must be current.
-    pub(super) fn function(&self, name: &'static str, function: &str) -> Result<sys::CUfunction> {
+    /// Name of what was enqueued as `op`.
+    pub(super) fn op_name(&self, op: OpId) -> String {
+        self.names.name(op)
+    }
+
+    /// The kernel `function` of the embedded module `name`. The device's context must be current.
+    ///
+    /// # Errors
+    /// `Cuda` when the module does not load or has no such function.
+    pub(super) fn kernel(&self, name: &'static str, function: &str) -> Result<Kernel> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if !loaded.contains_key(name) {
             let handle = self.load(name)?;
-            loaded.insert(name, Module { handle, functions: HashMap::new() });
+            loaded.insert(name, Module { handle, kernels: HashMap::new() });
         }
         let module = loaded.get_mut(name).expect("inserted above");
-        if let Some(&handle) = module.functions.get(function) {
-            return Ok(handle);
+        if let Some(&kernel) = module.kernels.get(function) {
+            return Ok(kernel);
         }
-        let handle = self.resolve(module.handle, function)?;
-        module.functions.insert(function.to_owned(), handle);
-        Ok(handle)
+        let kernel = Kernel { handle: self.resolve(module.handle, function)?, op: self.names.add(function) };
+        module.kernels.insert(function.to_owned(), kernel);
+        Ok(kernel)
     }
 
     /// Unloads all. The device's context must be current, and nothing of theirs may still run.

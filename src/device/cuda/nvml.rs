@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use cudarc::driver::sys;
 use libloading::Library;
 
-use super::CudaDevice;
+use super::context::CudaDevice;
 
 const NAME: &str = "libnvidia-ml.so.1";
 /// nvmlClockType_t.
@@ -55,9 +55,8 @@ impl CudaDevice {
     pub fn nvml(&self) -> Option<Nvml> {
         let mut bus_id: [c_char; 32] = [0; 32];
         // SAFETY: room for that many characters; the device was opened by this context.
-        let named = unsafe {
-            sys::cuDeviceGetPCIBusId(bus_id.as_mut_ptr(), bus_id.len() as c_int, self.inner.context.cu_device())
-        };
+        let named =
+            unsafe { sys::cuDeviceGetPCIBusId(bus_id.as_mut_ptr(), bus_id.len() as c_int, self.context().cu_device()) };
         named.result().ok()?;
         Nvml::open(&bus_id)
     }

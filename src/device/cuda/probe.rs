@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
-use super::{blas, embedded, failure};
+use super::driver_error::failure;
+use super::{blas, embedded};
 use crate::error::{Error, Result};
 
 /// One GPU as the driver shows it.

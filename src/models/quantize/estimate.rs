@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Expected};
 use crate::dtype::DType;
 use crate::quant::hessian::Gram;
 
-use super::super::load::expected_tensors;
+use super::super::spec::expected_tensors;
 use super::inputs::SAMPLES;
 use super::mixed;
 use super::{Recipe, Transform, WINDOWS, WeightRounding};

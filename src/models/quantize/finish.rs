@@ -9,7 +9,7 @@ use crate::checkpoint::write::Output;
 use crate::dtype::DType;
 use crate::error::Result;
 
-use super::super::load::linear_names;
+use super::super::spec::linear_names;
 use super::{Calibration, PAGE, REPORT, Recipe, page, seconds, sizes};
 
 /// Finishes `output`, of which all parts are there, and returns the report; `own` is what a method adds to

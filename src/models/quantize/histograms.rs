@@ -63,6 +63,7 @@ fn spread(values: &mut [f32]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Encoding;
 
     fn weight(bits: u8, scales: &[f32], zeros: &[f32]) -> QuantWeight {
         QuantWeight {
@@ -74,7 +75,7 @@ mod tests {
             scales: scales.to_vec(),
             zeros: zeros.to_vec(),
             order: None,
-            codebook: None,
+            encoding: Encoding::Affine,
         }
     }
 

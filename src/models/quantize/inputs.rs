@@ -17,7 +17,7 @@ pub(super) const SAMPLES: usize = 1024;
 /// Statistics of the inputs `[tokens, k]` that some linear layers share.
 #[derive(Debug)]
 pub(super) struct Inputs {
-    k: usize,
+    pub(super) k: usize,
     tokens: usize,
     every: usize,
     gram: Option<Gram>,

@@ -2,15 +2,16 @@
 
 use crate::checkpoint::write::{Format, OutTensor};
 use crate::checkpoint::{Architecture, Checkpoint};
-use crate::device::Device;
+use crate::device::{AttentionShape, Device};
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
 use crate::layers::{Linear, RmsNorm};
 use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
 
-use super::super::decoder::DecoderLayer;
-use super::super::load::LayerTable;
-use super::{LayerScheme, Slot};
+use super::super::layer::{DecoderLayer, Projections};
+use super::super::role::{LinearRole, Slot};
+use super::super::spec::{LayerSpec, TensorSpec};
+use super::recipe::LayerScheme;
 
 /// A linear layer: floating point until it is quantized.
 #[derive(Debug)]
@@ -143,32 +144,42 @@ pub(super) struct HostNorm {
 }
 
 impl HostNorm {
-    pub(super) fn read(checkpoint: &Checkpoint, name: String) -> Result<HostNorm> {
-        let data = checkpoint.tensor(&name)?;
-        Ok(HostNorm { name, weight: data.to_f32(), dtype: data.dtype() })
+    pub(super) fn read(checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<HostNorm> {
+        let data = checkpoint.tensor(&spec.name)?;
+        Ok(HostNorm { name: spec.name.clone(), weight: data.to_f32(), dtype: data.dtype() })
     }
 
     pub(super) fn tensor(&self) -> OutTensor {
         OutTensor::floats(&self.name, self.dtype, &[self.weight.len()], &self.weight)
+    }
+
+    /// Divides the weight by `scales`, which become what its stored, rounded values were divided by.
+    fn fold(&mut self, scales: &mut [f32]) {
+        for (weight, s) in self.weight.iter_mut().zip(scales) {
+            let folded = self.dtype.round(*weight / *s);
+            if folded == 0.0 || !folded.is_finite() {
+                *s = 1.0; // cannot be, or need not be, divided
+            } else {
+                *s = *weight / folded;
+                *weight = folded;
+            }
+        }
     }
 }
 
 /// All weights of one decoder layer.
 #[derive(Debug)]
 pub(super) struct HostLayer {
-    pub(super) norms: [HostNorm; 2],
-    pub(super) qk_norm: Option<[HostNorm; 2]>,
+    pub(super) parts: DecoderLayer<Projections<HostLinear>, HostNorm>,
+    pub(super) attention: AttentionShape,
     eps: f32,
-    /// q, k, v, o, gate, up, down.
-    pub(super) linears: Vec<HostLinear>,
-    head_dim: usize,
 }
 
 impl HostLayer {
     /// Reads a layer whose linear layers, by name, are to become what `scheme` says.
     pub(super) fn read(
         checkpoint: &Checkpoint,
-        table: &LayerTable,
+        spec: &LayerSpec,
         scheme: impl Fn(&str) -> Option<LayerScheme>,
     ) -> Result<HostLayer> {
         let config = checkpoint.config();
@@ -176,41 +187,18 @@ impl HostLayer {
             let what = "quantizing BitNet models: they are trained for ternary weights";
             return Err(Error::unsupported(what, "Use another model; this one runs as it is"));
         }
-        let norm = |name: &str| HostNorm::read(checkpoint, format!("{}.{name}.weight", table.prefix));
-        let qk_norm = match config.architecture {
-            Architecture::Qwen3 => Some([norm("self_attn.q_norm")?, norm("self_attn.k_norm")?]),
-            _ => None,
-        };
-        Ok(HostLayer {
-            norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
-            qk_norm,
-            eps: config.rms_norm_eps,
-            linears: table
-                .linears()
-                .map(|name| HostLinear::read(checkpoint, name, scheme(name)))
-                .collect::<Result<_>>()?,
-            head_dim: config.head_dim,
-        })
+        let linear = |name: &str| HostLinear::read(checkpoint, name, scheme(name));
+        let norms = spec.parts.as_ref().try_map_norms(|norm| HostNorm::read(checkpoint, norm))?;
+        let parts = norms.try_map(|_, linears| linears.try_map(|_, spec| linear(&spec.name)))?;
+        Ok(HostLayer { parts, attention: spec.attention, eps: config.rms_norm_eps })
     }
 
     /// The layer on a device: what is quantized so far as it will run, the rest in f32.
-    pub(super) fn to_device(&self, device: &Device) -> Result<DecoderLayer> {
-        let linear = |slot: Slot| Linear::new(device, slot.linears().map(|i| self.linears[i].to_linear()).collect());
+    pub(super) fn to_device(&self, device: &Device) -> Result<DecoderLayer<Linear, RmsNorm>> {
         let norm = |norm: &HostNorm| RmsNorm::new(device, &HostData::F32(norm.weight.clone()), self.eps);
-        let qk_norm = match &self.qk_norm {
-            Some([q, k]) => Some((norm(q)?, norm(k)?)),
-            None => None,
-        };
-        Ok(DecoderLayer {
-            input_norm: norm(&self.norms[0])?,
-            qkv: linear(Slot::Qkv)?,
-            qk_norm,
-            sub_norms: None,
-            o: linear(Slot::O)?,
-            post_attention_norm: norm(&self.norms[1])?,
-            gate_up: linear(Slot::GateUp)?,
-            down: linear(Slot::Down)?,
-        })
+        let norms = self.parts.as_ref().try_map_norms(norm)?;
+        // Each slot by itself: calibration looks between gate, up and their product.
+        norms.try_map(|_, linears| Linear::new(device, linears.iter().map(HostLinear::to_linear).collect()))
     }
 
     /// The factors that a slot's inputs can have, made of those wished for: each query head of a group shares its values'
@@ -219,7 +207,7 @@ impl HostLayer {
         if slot != Slot::O {
             return;
         }
-        let (v, head) = (&self.linears[2], self.head_dim);
+        let (v, head) = (self.parts.linear(LinearRole::V), self.attention.head_dim);
         let kv_heads = v.n / head;
         let repeat = scales.len() / head / kv_heads;
         for kv in 0..kv_heads {
@@ -237,38 +225,27 @@ impl HostLayer {
     /// is exact.
     pub(super) fn fold(&mut self, slot: Slot, mut scales: Vec<f32>) -> Vec<f32> {
         match slot {
-            Slot::Qkv | Slot::GateUp => {
-                let norm = &mut self.norms[usize::from(slot == Slot::GateUp)];
-                for (weight, s) in norm.weight.iter_mut().zip(&mut scales) {
-                    let folded = norm.dtype.round(*weight / *s);
-                    if folded == 0.0 || !folded.is_finite() {
-                        *s = 1.0; // cannot be, or need not be, divided
-                    } else {
-                        *s = *weight / folded;
-                        *weight = folded;
-                    }
-                }
-            }
+            Slot::Qkv => self.parts.input_norm.fold(&mut scales),
+            Slot::GateUp => self.parts.post_attention_norm.fold(&mut scales),
             Slot::O => {
-                let head = self.head_dim;
-                let v = &mut self.linears[2];
+                let head = self.attention.head_dim;
+                let v = self.parts.linear_mut(LinearRole::V);
                 let repeat = scales.len() / v.n;
                 let of_v: Vec<f32> = (0..v.n).map(|j| scales[j / head * repeat * head + j % head]).collect();
                 v.divide_rows(&of_v);
             }
-            Slot::Down => self.linears[5].divide_rows(&scales),
+            Slot::Down => self.parts.linear_mut(LinearRole::Up).divide_rows(&scales),
         }
-        for i in slot.linears() {
-            self.linears[i].multiply_columns(&scales);
+        for (_, linear) in self.parts.slot_mut(slot).iter_mut() {
+            linear.multiply_columns(&scales);
         }
         scales
     }
 
     /// Everything the layer's part of the checkpoint holds.
     pub(super) fn tensors(&self, format: Format, dtype: DType) -> Result<Vec<OutTensor>> {
-        let mut all = Vec::new();
-        all.extend(self.norms.iter().chain(self.qk_norm.iter().flatten()).map(HostNorm::tensor));
-        for linear in &self.linears {
+        let mut all: Vec<OutTensor> = self.parts.norms().map(HostNorm::tensor).collect();
+        for (_, linear) in self.parts.linears() {
             all.extend(linear.tensors(format, dtype)?);
         }
         Ok(all)

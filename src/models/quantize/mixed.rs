@@ -10,13 +10,14 @@ use crate::checkpoint::{Checkpoint, Expected};
 use crate::device::Device;
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
-use crate::models::load::{LayerTable, expected_tensors};
 use crate::quant::ActQuant;
 use crate::quant::allocate::{Choice, allocate};
 use crate::quant::grid::round_to_nearest;
 
+use super::super::role::{LinearRole, Slot};
+use super::super::spec::{ModelSpec, expected_tensors};
 use super::layer::HostLayer;
-use super::{Activation, Calibration, LayerScheme, Recipe, Slot, Target, Walk, WeightRounding, no_scale, spread};
+use super::{Activation, Calibration, LayerScheme, Recipe, Target, Walk, WeightRounding, no_scale, spread};
 
 /// Windows of the calibration text that widths are compared on.
 pub(super) const WINDOWS: usize = 8;
@@ -28,7 +29,7 @@ pub(super) const WINDOWS: usize = 8;
 /// stays as it is. `progress` is told of the layers done.
 pub(super) fn measure(
     source: &Checkpoint,
-    tables: &[LayerTable],
+    spec: &ModelSpec,
     recipe: &Recipe,
     calibration: &Calibration,
     device: &Device,
@@ -37,10 +38,11 @@ pub(super) fn measure(
 ) -> Result<Value> {
     let mut walk = Walk::begin(&some_windows(calibration), source, device, embedding)?;
     let (mut found, mut weights, mut fixed_bits) = (Vec::new(), 0.0, 0.0);
-    for (index, table) in tables.iter().enumerate() {
+    for (index, layer_spec) in spec.layers.iter().enumerate() {
         let scheme = |name: &str| recipe.layer(name, embedding.dtype());
-        let mut layer = HostLayer::read(source, table, scheme)?;
-        for linear in &mut layer.linears {
+        let mut layer = HostLayer::read(source, layer_spec, scheme)?;
+        for role in LinearRole::ALL {
+            let linear = layer.parts.linear_mut(role);
             weights += linear.weights();
             if recipe.overrides.contains_key(&linear.name) {
                 fixed_bits += linear.weights()
@@ -49,22 +51,23 @@ pub(super) fn measure(
             }
         }
         let before = walk.residual.clone();
-        walk.advance(&layer, index, None)?;
+        walk.advance(&layer, None)?;
         let whole = walk.residual.clone();
-        let units: Vec<Vec<usize>> = match recipe.target {
-            Some(Target { fused: true, .. }) => Slot::ALL.map(|slot| slot.linears().collect()).into(),
-            _ => Slot::ALL.into_iter().flat_map(Slot::linears).map(|i| vec![i]).collect(),
+        let units: Vec<Vec<LinearRole>> = match recipe.target {
+            Some(Target { fused: true, .. }) => Slot::ALL.map(|slot| slot.roles().to_vec()).into(),
+            _ => LinearRole::ALL.map(|role| vec![role]).into(),
         };
         for unit in units {
-            let places: Vec<usize> = unit.into_iter().filter(|&i| layer.linears[i].scheme.is_some()).collect();
-            if places.is_empty() {
+            let roles: Vec<LinearRole> =
+                unit.into_iter().filter(|&role| layer.parts.linear(role).scheme.is_some()).collect();
+            if roles.is_empty() {
                 continue;
             }
             let mut choices = Vec::new();
             for width in recipe.widths() {
                 let mut bits = 0.0;
-                for &i in &places {
-                    let linear = &mut layer.linears[i];
+                for &role in &roles {
+                    let linear = layer.parts.linear_mut(role);
                     let Some(scheme) = linear.scheme.map(|scheme| at_width(scheme, width)) else { continue };
                     let rounded = round_to_nearest(&linear.weight, linear.k, &scheme.grid);
                     let rounded = rounded.ok_or_else(|| no_scale(&linear.name, &scheme.grid))?;
@@ -80,14 +83,15 @@ pub(super) fn measure(
                     linear.quantized = Some((rounded, activation));
                 }
                 walk.residual.clone_from(&before);
-                walk.advance(&layer, index, None)?;
+                walk.advance(&layer, None)?;
                 let loss = relative_error(&whole, &walk.residual, source.config().hidden_size);
                 choices.push(json!({ "width": width, "bits": bits, "loss": loss }));
             }
-            places.iter().for_each(|&i| layer.linears[i].quantized = None);
-            let unquantized: f64 = places.iter().map(|&i| layer.linears[i].weights() * layer.linears[i].bits()).sum();
+            roles.iter().for_each(|&role| layer.parts.linear_mut(role).quantized = None);
+            let linears = || roles.iter().map(|&role| layer.parts.linear(role));
+            let unquantized: f64 = linears().map(|linear| linear.weights() * linear.bits()).sum();
             choices.push(json!({ "width": null, "bits": unquantized, "loss": 0.0 }));
-            let modules: Vec<&str> = places.iter().map(|&i| layer.linears[i].name.as_str()).collect();
+            let modules: Vec<&str> = linears().map(|linear| linear.name.as_str()).collect();
             found.push(json!({ "modules": modules, "choices": choices }));
         }
         walk.residual = whole;

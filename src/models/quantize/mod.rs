@@ -27,7 +27,7 @@ pub use recipe::{Activation, LayerScheme, Observer, Recipe, Target, Transform, W
 pub use rules::{Rule, overrides};
 pub use sketch::Sketch;
 
-use std::ops::Range;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -48,40 +48,14 @@ use crate::quant::smooth::smoothing_scales;
 use crate::quant::table::{learn_table, round_to_table};
 use crate::quant::ternary::ternary;
 
-use super::load::{expected_tensors, layer_tables, linear_names};
+use super::forward::Step;
+use super::role::{LinearRole, Slot};
+use super::spec::ModelSpec;
 use finish::finish;
 use inputs::Inputs;
 use kv::KvRanges;
 use layer::{HostLayer, HostLinear};
-use runner::{Runner, Seen};
-
-/// Linear layers of a decoder layer that share their input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Slot {
-    /// q, k, v.
-    Qkv,
-    /// Attention output.
-    O,
-    /// gate, up.
-    GateUp,
-    /// MLP output.
-    Down,
-}
-
-impl Slot {
-    /// In the order in which data flows.
-    pub const ALL: [Slot; 4] = [Slot::Qkv, Slot::O, Slot::GateUp, Slot::Down];
-
-    /// Places in the list q, k, v, o, gate, up, down.
-    fn linears(self) -> Range<usize> {
-        match self {
-            Slot::Qkv => 0..3,
-            Slot::O => 3..4,
-            Slot::GateUp => 4..6,
-            Slot::Down => 6..7,
-        }
-    }
-}
+use runner::Runner;
 
 /// Text that shows a model at work: windows of tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,10 +119,10 @@ pub fn quantize(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Value> {
     let config = source.config();
-    let tables = layer_tables(config);
-    let names = linear_names(config);
+    let spec = ModelSpec::new(config);
+    let names: Vec<String> = spec.linears().map(|linear| linear.name.clone()).collect();
     recipe.format.check(&recipe.written(&names))?;
-    for note in source.check(&expected_tensors(config))? {
+    for note in source.check(&spec.expected())? {
         tracing::info!("{note}");
     }
     let calibration = match (recipe.needs_calibration(), calibration) {
@@ -157,7 +131,7 @@ pub fn quantize(
         (false, _) => None,
     };
     let started = Instant::now();
-    let embedding = source.tensor("model.embed_tokens.weight")?;
+    let embedding = source.tensor(&spec.embedding.name)?;
     let dtype = embedding.dtype();
     let (recipe, mixed) = match (recipe.target, calibration) {
         (Some(target), Some(calibration)) => {
@@ -166,8 +140,7 @@ pub fn quantize(
                 Some(measured) => measured,
                 None => {
                     let mut measured = |layers| progress(Progress::Measured(layers));
-                    let found =
-                        mixed::measure(source, &tables, recipe, calibration, device, &embedding, &mut measured)?;
+                    let found = mixed::measure(source, &spec, recipe, calibration, device, &embedding, &mut measured)?;
                     output.remember("sensitivity", &found)?;
                     found
                 }
@@ -181,26 +154,26 @@ pub fn quantize(
     let recipe = &recipe;
     recipe.format.check(&recipe.written(&names))?;
     let head = recipe.head(dtype);
-    let total = tables.len() + usize::from(head.is_some());
+    let total = spec.layers.len() + usize::from(head.is_some());
     let mut walk = match calibration {
         Some(c) if output.parts() < total => Some(Walk::new(c, source, device, &embedding, &output)?),
         _ => None,
     };
-    for (i, table) in tables.iter().enumerate() {
+    for (i, layer_spec) in spec.layers.iter().enumerate() {
         if i < output.parts() {
             continue;
         }
         let layer_started = Instant::now();
-        let mut layer = HostLayer::read(source, table, |name| recipe.layer(name, dtype))?;
+        let mut layer = HostLayer::read(source, layer_spec, |name| recipe.layer(name, dtype))?;
         let mut notes = Vec::new();
         let mut kv = recipe.kv_scales.map(|_| KvRanges::new(config));
-        let linears = process(&mut layer, i, recipe, walk.as_mut(), kv.as_mut(), &mut notes)?;
+        let linears = process(&mut layer, recipe, walk.as_mut(), kv.as_mut(), &mut notes)?;
         let mut note =
             json!({ "layer": i, "seconds": seconds(layer_started), "transforms": notes, "linears": linears });
         let mut tensors = layer.tensors(recipe.format, dtype)?;
         if let (Some(granularity), Some(kv)) = (recipe.kv_scales, kv) {
             note["kv_amax"] = kv.json();
-            tensors.extend(kv.tensors(&table.prefix, granularity, dtype)?);
+            tensors.extend(kv.tensors(&layer_spec.prefix, granularity, dtype)?);
         }
         sizes::add(&mut note, &tensors, source);
         output.add(&tensors, &note, walk.as_ref().map_or(&[], |w| &w.residual))?;
@@ -210,7 +183,7 @@ pub fn quantize(
         let (tensors, mut note) = head::quantize(source, recipe, scheme, dtype, walk.as_mut())?;
         sizes::add(&mut note, &tensors, source);
         output.add(&tensors, &note, &[])?;
-        progress(Progress::Layer(tables.len(), &note));
+        progress(Progress::Layer(spec.layers.len(), &note));
     }
     finish(output, source, recipe, dtype, calibration, started, ("mixed_precision", mixed.into()))
 }
@@ -270,28 +243,34 @@ impl<'a> Walk<'a> {
     }
 
     /// Statistics of the inputs of `slots`, with the layer as it is now.
-    fn collect(&mut self, layer: &HostLayer, index: usize, slots: &[Slot], moments: bool) -> Result<Vec<Inputs>> {
+    fn collect(&mut self, layer: &HostLayer, slots: &[Slot], moments: bool) -> Result<Vec<Inputs>> {
         let on_device = layer.to_device(self.device)?;
-        let k = |slot: &Slot| layer.linears[slot.linears().start].k;
+        let k = |slot: &Slot| layer.parts.slot(*slot).first().k;
         let mut inputs: Vec<Inputs> = slots.iter().map(|slot| Inputs::new(k(slot), self.tokens, moments)).collect();
-        let until = slots.iter().max().copied();
-        self.runner.run(&on_device, index, &mut self.residual, until, &mut |seen, x| {
-            if let Some(i) = slots.iter().position(|slot| Seen::Input(*slot) == seen) {
-                inputs[i].add(x);
+        let (device, last) = (self.device, slots.iter().max().copied());
+        self.runner.run(&on_device, &layer.attention, &mut self.residual, &mut |step| {
+            let Step::Input { slot, input, rows } = step else { return Ok(ControlFlow::Continue(())) };
+            if let Some(i) = slots.iter().position(|wanted| *wanted == slot) {
+                // A slot is looked at before it is rounded: it still takes floats.
+                let x = device.download(input.plain_floats()?, rows * inputs[i].k)?;
+                inputs[i].add(&x.to_f32());
             }
+            Ok(if last == Some(slot) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         for (slot, inputs) in slots.iter().zip(&inputs) {
-            inputs.check(&layer.linears[slot.linears().start].name)?;
+            inputs.check(&layer.parts.slot(*slot).first().name)?;
         }
         Ok(inputs)
     }
 
     /// Moves the text behind the layer; `kv` sees keys and values.
-    fn advance(&mut self, layer: &HostLayer, index: usize, mut kv: Option<&mut KvRanges>) -> Result<()> {
-        self.runner.run(&layer.to_device(self.device)?, index, &mut self.residual, None, &mut |seen, x| {
-            if let (Seen::Qkv, Some(kv)) = (seen, &mut kv) {
-                kv.add(x);
+    fn advance(&mut self, layer: &HostLayer, mut kv: Option<&mut KvRanges>) -> Result<()> {
+        let (device, width) = (self.device, layer.attention.qkv_width());
+        self.runner.run(&layer.to_device(device)?, &layer.attention, &mut self.residual, &mut |step| {
+            if let (Step::Qkv { qkv, rows }, Some(kv)) = (step, &mut kv) {
+                kv.add(&device.download(qkv, rows * width)?.to_f32());
             }
+            Ok(ControlFlow::Continue(()))
         })
     }
 }
@@ -299,7 +278,6 @@ impl<'a> Walk<'a> {
 /// Transforms and rounds one layer and moves the calibration text behind it. Returns the report of its linear layers.
 fn process(
     layer: &mut HostLayer,
-    index: usize,
     recipe: &Recipe,
     mut walk: Option<&mut Walk>,
     kv: Option<&mut KvRanges>,
@@ -316,11 +294,11 @@ fn process(
     // AWQ folds into layers before: all must still be in floating point.
     if recipe.true_sequential && recipe.transform != Transform::Awq {
         for slot in Slot::ALL {
-            let mut inputs = walk.collect(layer, index, &[slot], moments)?;
+            let mut inputs = walk.collect(layer, &[slot], moments)?;
             handle_slot(layer, slot, recipe, &mut inputs[0], notes, &mut rows)?;
         }
     } else {
-        let mut inputs = walk.collect(layer, index, &Slot::ALL, moments)?;
+        let mut inputs = walk.collect(layer, &Slot::ALL, moments)?;
         let mut hessians = Vec::new();
         for (slot, inputs) in Slot::ALL.into_iter().zip(&mut inputs) {
             hessians.push(transform_slot(layer, slot, recipe, inputs, notes)?);
@@ -329,7 +307,7 @@ fn process(
             round_slot(layer, slot, recipe, Some((inputs, hessian)), &mut rows)?;
         }
     }
-    walk.advance(layer, index, kv)?;
+    walk.advance(layer, kv)?;
     Ok(rows)
 }
 
@@ -354,7 +332,7 @@ fn transform_slot(
     notes: &mut Vec<Value>,
 ) -> Result<Option<Hessian>> {
     let mut hessian = inputs.take_hessian();
-    let quantized = layer.linears[slot.linears()].iter().filter_map(|l| Some((l.weight.as_slice(), l.scheme?.grid)));
+    let quantized = layer.parts.slot(slot).iter().filter_map(|l| Some((l.weight.as_slice(), l.scheme?.grid)));
     let weights: Vec<(&[f32], Grid)> = quantized.collect();
     if weights.is_empty() {
         return Ok(hessian);
@@ -368,7 +346,7 @@ fn transform_slot(
             let mut mean_abs = inputs.mean_abs();
             layer.tie(slot, &mut mean_abs);
             let found = search_scales(&weights, &mean_abs, &inputs.samples)
-                .ok_or_else(|| no_scale(&layer.linears[slot.linears().start].name, &weights[0].1))?;
+                .ok_or_else(|| no_scale(&layer.parts.slot(slot).first().name, &weights[0].1))?;
             let note = json!({ "ratio": found.ratio, "error": found.error, "unscaled_error": found.unscaled_error });
             (found.scales, note)
         }
@@ -379,13 +357,14 @@ fn transform_slot(
     if let Some(h) = &mut hessian {
         h.divide_inputs(&scales);
     }
-    note["inputs_of"] = json!(layer.linears[slot.linears().start].name);
+    note["inputs_of"] = json!(layer.parts.slot(slot).first().name);
     if recipe.transform == Transform::Awq {
         // Not q and k: their product is what counts, and clipping was found to harm it.
-        let places = slot.linears().skip(if slot == Slot::Qkv { 2 } else { 0 });
         let mut clipped = Vec::new();
-        for i in places {
-            let linear = &mut layer.linears[i];
+        for (role, linear) in layer.parts.slot_mut(slot).iter_mut() {
+            if matches!(role, LinearRole::Q | LinearRole::K) {
+                continue;
+            }
             let Some(LayerScheme { grid, .. }) = linear.scheme else { continue };
             let fraction = clip(&mut linear.weight, linear.k, &inputs.samples, &grid);
             clipped.push(fraction.ok_or_else(|| no_scale(&linear.name, &grid))?);
@@ -405,7 +384,7 @@ fn round_slot(
     rows: &mut Vec<Value>,
 ) -> Result<()> {
     let first = rows.len();
-    for linear in &mut layer.linears[slot.linears()] {
+    for (_, linear) in layer.parts.slot_mut(slot).iter_mut() {
         rows.push(round_linear(
             linear,
             recipe,
@@ -413,7 +392,7 @@ fn round_slot(
         )?);
     }
     if let (Some((inputs, _)), Some(row)) = (&calibrated, rows.get_mut(first)) {
-        let activation = layer.linears[slot.linears().start].quantized.as_ref().map(|(_, activation)| *activation);
+        let activation = layer.parts.slot(slot).first().quantized.as_ref().map(|(_, activation)| *activation);
         row["inputs"] = histograms::of_inputs(&inputs.samples, activation);
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::quant::gptq::{ActOrder, GptqOptions};
 use crate::quant::granularity::bits_per_weight;
 use crate::quant::grid::{Grid, Search};
 use crate::quant::ternary::Threshold;
-use crate::quant::{ActQuant, Codebook, Scheme};
+use crate::quant::{ActQuant, Codebook, Encoding, Scheme};
 
 /// A change of the model before rounding that leaves its outputs as they are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -203,11 +203,11 @@ impl Recipe {
             weight_bits: layer.grid.bits,
             group_size: layer.grid.group_size,
             symmetric: layer.grid.mapping.is_symmetric() && self.rounding != WeightRounding::Hqq,
-            codebook: match self.rounding {
-                WeightRounding::Table(table) => Some(table),
+            encoding: match self.rounding {
+                WeightRounding::Table(table) => Encoding::Codebook(table),
                 // Each layer will have its own.
-                WeightRounding::KMeans { .. } => Some(Codebook([0.0; 16])),
-                _ => None,
+                WeightRounding::KMeans { .. } => Encoding::Codebook(Codebook([0.0; 16])),
+                _ => Encoding::Affine,
             },
             act_order: self.reorders() && layer.grid.group_size.is_some(),
             activation: match layer.activation {

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, Codebook, LinearWeight, QuantWeight, Weight};
+use crate::quant::encoding::has_e4m3_nan;
+use crate::quant::{ActQuant, Codebook, Encoding, LinearWeight, QuantWeight, Weight};
 
 /// Fails unless the parts of a weight agree with each other and with what the kernels rely on: lengths, code range,
 /// a permutation as order, finite scales, and int8 sums that fit 32 bits.
@@ -51,8 +52,8 @@ fn check_quant(q: &QuantWeight, activation: ActQuant) -> Result<()> {
     if let Some(zero) = q.zeros.par_iter().find_first(|z| !(0.0..=largest_zero).contains(*z)) {
         return Err(mismatch(format!("zero points from 0 to {largest_zero}"), zero));
     }
-    if let Some(codebook) = &q.codebook {
-        check_codebook(q, codebook, activation)?;
+    if !q.encoding.is_affine() {
+        check_encoding(q, activation)?;
     }
     if let Some(order) = &q.order {
         check_permutation(order, q.k)?;
@@ -77,16 +78,25 @@ fn check_quant(q: &QuantWeight, activation: ActQuant) -> Result<()> {
     check_sums_fit(q, activation)
 }
 
-fn check_codebook(q: &QuantWeight, codebook: &Codebook, activation: ActQuant) -> Result<()> {
-    if q.bits != Codebook::BITS || q.zeros.iter().any(|&z| z != 0.0) {
-        return Err(mismatch("4-bit codes without zero points beside a codebook", format!("{} bits", q.bits)));
+/// What holds of codes that stand for floating-point values.
+fn check_encoding(q: &QuantWeight, activation: ActQuant) -> Result<()> {
+    let (name, bits) = match &q.encoding {
+        Encoding::Codebook(codebook) => (codebook.name(), Codebook::BITS),
+        Encoding::E4m3 | Encoding::Affine => ("fp8", 8),
+    };
+    if q.bits != bits || q.zeros.iter().any(|&z| z != 0.0) {
+        let expected = format!("{bits}-bit codes without zero points in a {name} weight");
+        return Err(mismatch(expected, format!("{} bits", q.bits)));
     }
-    if let Some(value) = codebook.0.iter().find(|v| !v.is_finite()) {
+    if let Some(value) = q.encoding.codebook().and_then(|codebook| codebook.0.iter().find(|v| !v.is_finite())) {
         return Err(mismatch("finite values in a codebook", value));
+    }
+    if q.encoding == Encoding::E4m3 && has_e4m3_nan(&q.codes) {
+        return Err(mismatch("e4m3fn codes that are numbers", "a NaN (0x7f or 0xff)"));
     }
     if activation != ActQuant::None {
         return Err(Error::unsupported(
-            format!("int8 activations on a {} weight", codebook.name()),
+            format!("int8 activations on a {name} weight"),
             "Use a scheme with 16-bit activations",
         ));
     }

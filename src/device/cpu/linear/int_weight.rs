@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::super::reference::INT16_BLOCK;
 use super::super::simd::Simd;
-use crate::quant::{ActQuant, QuantWeight};
+use crate::quant::{ActQuant, QuantWeight, Scheme};
 
 /// 64 bytes on a cache line of their own.
 #[derive(Debug, Clone, Copy)]
@@ -113,10 +113,8 @@ pub(crate) struct IntWeight {
 
 impl IntWeight {
     pub(super) fn pack(q: &QuantWeight, bias: Option<Vec<f32>>, activation: ActQuant) -> Self {
-        let nibbles = q.bits <= 4;
-        let line_columns = if nibbles { 8 } else { 4 };
-        let longest = if activation == ActQuant::None { INT16_BLOCK } else { q.k };
-        let segments = segments(q, longest, line_columns);
+        let (nibbles, line_columns) = (q.bits <= 4, line_columns(q.bits));
+        let segments = segments(q.k, q.group_size, longest_segment(q.k, activation), line_columns);
         let tile_lines: usize = segments.iter().map(|s| s.lines).sum();
         let (tiles, groups) = (q.n.div_ceil(16), q.groups());
         let middle = 1 << (q.bits - 1);
@@ -136,8 +134,7 @@ impl IntWeight {
 
         let vectors = |values: &[f32], less: f32| Vectors::by_tile(q.n, groups, |r, g| values[r * groups + g] - less);
         let zeros = (!q.is_symmetric()).then(|| vectors(&q.zeros, middle as f32));
-        let asymmetric_input = activation.zero_point() != 0 || activation == ActQuant::DynamicAsymmetric;
-        let code_sums = asymmetric_input.then(|| {
+        let code_sums = has_code_sums(activation).then(|| {
             let sum = |i: usize, lane: usize| -> i32 {
                 let (r, g) = (i / groups * 16 + lane, i % groups);
                 if r >= q.n {
@@ -196,13 +193,39 @@ impl IntWeight {
     }
 }
 
-/// Every group in runs of at most `longest` columns.
-pub(super) fn segments(q: &QuantWeight, longest: usize, line_columns: usize) -> Vec<Segment> {
+/// Columns of a line of codes of `bits`.
+fn line_columns(bits: u8) -> usize {
+    if bits <= 4 { 8 } else { 4 }
+}
+
+/// Most columns that are summed as integers: weights that meet floats meet them in blocks of 16-bit integers.
+fn longest_segment(k: usize, activation: ActQuant) -> usize {
+    if activation == ActQuant::None { INT16_BLOCK } else { k }
+}
+
+fn has_code_sums(activation: ActQuant) -> bool {
+    activation.zero_point() != 0 || activation == ActQuant::DynamicAsymmetric
+}
+
+/// Bytes of a packed weight `[n, k]` of `scheme`, its scales and zero points being exact in 16 bits.
+pub(super) fn packed_bytes(scheme: &Scheme, n: usize, k: usize, bias: bool) -> usize {
+    let (group_size, tiles) = (scheme.group_size.unwrap_or(k), n.div_ceil(16));
+    let longest = longest_segment(k, scheme.activation);
+    let segments = segments(k, group_size, longest, line_columns(scheme.weight_bits));
+    let (lines, groups) = (segments.iter().map(|s| s.lines).sum::<usize>(), k.div_ceil(group_size));
+    let vectors = if scheme.symmetric { 1 } else { 2 };
+    let sums = if has_code_sums(scheme.activation) { size_of::<[i32; 16]>() } else { 0 };
+    let bias = if bias { size_of::<[f32; 16]>() } else { 0 };
+    tiles * (lines * size_of::<Line>() + groups * (vectors * size_of::<[f16; 16]>() + sums) + bias)
+}
+
+/// Every group of `group_size` of the `k` columns in runs of at most `longest`.
+pub(super) fn segments(k: usize, group_size: usize, longest: usize, line_columns: usize) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut padded_start = 0;
-    for group in 0..q.groups() {
-        let end = ((group + 1) * q.group_size).min(q.k);
-        for start in (group * q.group_size..end).step_by(longest) {
+    for group in 0..k.div_ceil(group_size) {
+        let end = ((group + 1) * group_size).min(k);
+        for start in (group * group_size..end).step_by(longest) {
             let len = (end - start).min(longest);
             let lines = len.div_ceil(line_columns);
             segments.push(Segment { start, len, padded_start, lines, group });

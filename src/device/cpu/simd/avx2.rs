@@ -142,6 +142,20 @@ impl Simd for Avx2 {
         intrinsic!([_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())])
     }
     #[inline(always)]
+    fn load_e4m3(self, x: &[u8; 64]) -> [Self::F; 4] {
+        intrinsic!({
+            // As 16-bit words: sign, a copy of it to be cleared, exponent and mantissa.
+            let bits = _mm256_set1_epi16(0xbf80_u16 as i16);
+            let f16s = |words| _mm256_and_si256(_mm256_srai_epi16::<1>(words), bits);
+            let widen =
+                |x| [_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x))];
+            let pairs = self.load_bytes(x);
+            let columns = |pair| [widen(f16s(_mm256_slli_epi16::<8>(pair))), widen(f16s(pair))];
+            let ([first, second], [third, fourth]) = (columns(pairs[0]), columns(pairs[1]));
+            [first, second, third, fourth]
+        })
+    }
+    #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
         intrinsic!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }

@@ -128,6 +128,19 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_loadu_si512(x.as_ptr().cast()))
     }
     #[inline(always)]
+    fn load_e4m3(self, x: &[u8; 64]) -> [Self::F; 4] {
+        intrinsic!({
+            // As 16-bit words: sign, a copy of it to be cleared, exponent and mantissa.
+            let bits = _mm512_set1_epi16(0xbf80_u16 as i16);
+            let f16s = |words| _mm512_and_si512(_mm512_srai_epi16::<1>(words), bits);
+            let pairs = self.load_bytes(x);
+            let (even, odd) = (f16s(_mm512_slli_epi16::<8>(pairs)), f16s(pairs));
+            let low = |x| _mm512_cvtph_ps(_mm512_castsi512_si256(x));
+            let high = |x| _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x));
+            [low(even), low(odd), high(even), high(odd)]
+        })
+    }
+    #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
         intrinsic!(_mm512_add_epi32(a, b))
     }

@@ -48,6 +48,32 @@ pub(in crate::device::cpu) fn largest<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
     (largest, rest.iter().fold(s.sum(poison), |poison, x| poison + x * 0.0))
 }
 
+/// Up to 16 elements, zeros behind them.
+#[inline(always)]
+pub(in crate::device::cpu) fn load_part<S: Simd>(s: S, x: &[f32]) -> S::F {
+    match x.try_into() {
+        Ok(whole) => s.load(whole),
+        Err(_) => {
+            let mut padded = [0.0; 16];
+            padded[..x.len()].copy_from_slice(x);
+            s.load(&padded)
+        }
+    }
+}
+
+/// Writes as many lanes as there is room for.
+#[inline(always)]
+pub(in crate::device::cpu) fn store_part<S: Simd>(s: S, x: S::F, to: &mut [f32]) {
+    match to.try_into() {
+        Ok(whole) => s.store(x, whole),
+        Err(_) => {
+            let mut padded = [0.0; 16];
+            s.store(x, &mut padded);
+            to.copy_from_slice(&padded[..to.len()]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Kernel, Level, Simd};

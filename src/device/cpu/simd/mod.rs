@@ -8,7 +8,7 @@ mod avx512;
 mod math;
 mod portable;
 
-pub(super) use math::{exp, largest, sum_of_products};
+pub(super) use math::{exp, largest, load_part, store_part, sum_of_products};
 
 use half::{bf16, f16};
 
@@ -120,6 +120,12 @@ pub(super) trait Simd: Copy {
     fn splat_int(self, x: i32) -> Self::I;
     fn load_int(self, x: &[i32; 16]) -> Self::I;
     fn load_bytes(self, x: &[u8; 64]) -> Self::I;
+    /// Values times 2^-8 of 64 FP8 `e4m3fn` codes, which must not be NaN: lane `o` of vector `c` is that of byte
+    /// `32 * (c / 2) + 2 * o + c % 2`.
+    ///
+    /// Moved to where an f16 has sign, exponent and mantissa, a code is that f16, subnormal ones too: their biases of 7
+    /// and 15 make the factor.
+    fn load_e4m3(self, x: &[u8; 64]) -> [Self::F; 4];
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn sub_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_int(self, a: Self::I, b: Self::I) -> Self::I;

@@ -1,13 +1,18 @@
 //! [`Simd`] in plain Rust, for machines without the wider levels.
 
 use std::array::from_fn;
+use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
 use super::Simd;
+use crate::quant::encoding::e4m3;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
+
+/// Values of `e4m3fn` codes, times 2^-8.
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| from_fn(|code| e4m3(code as u8) / 256.0));
 
 impl Simd for Portable {
     type F = [f32; 16];
@@ -100,6 +105,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_bytes(self, x: &[u8; 64]) -> Self::I {
         from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+    }
+    #[inline(always)]
+    fn load_e4m3(self, x: &[u8; 64]) -> [Self::F; 4] {
+        from_fn(|c| from_fn(|o| E4M3[usize::from(x[32 * (c / 2) + 2 * o + c % 2])]))
     }
     #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Expected};
 
-use super::super::super::load::expected_tensors;
+use super::super::super::spec::expected_tensors;
 use super::super::estimate::rate;
 use super::super::{Estimate, Recipe};
 use super::QatOptions;

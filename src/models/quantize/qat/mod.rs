@@ -27,7 +27,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::quant::distortion::Distortion;
 
-use super::super::load::{expected_tensors, layer_tables, linear_names};
+use super::super::role::LinearRole;
+use super::super::spec::ModelSpec;
 use super::finish::finish;
 use super::layer::{HostLayer, HostNorm};
 use super::{Activation, Calibration, LayerScheme, Recipe, Transform, WeightRounding};
@@ -95,10 +96,10 @@ pub fn qat(
 ) -> Result<Value> {
     let started = Instant::now();
     let config = source.config();
-    let tables = layer_tables(config);
-    recipe.format.check(&recipe.written(&linear_names(config)))?;
+    let spec = ModelSpec::new(config);
+    recipe.format.check(&recipe.written(&spec.linears().map(|linear| linear.name.clone()).collect::<Vec<_>>()))?;
     check(recipe)?;
-    for note in source.check(&expected_tensors(config))? {
+    for note in source.check(&spec.expected())? {
         tracing::info!("{note}");
     }
     let (training, held_out) = split(text)?;
@@ -110,17 +111,18 @@ pub fn qat(
             needed_bytes: needed,
             free_bytes: free,
             advice: "Lower --batch or --seq-len; weights alone take about 40 bytes each".into(),
+            grows_with_sequences: false,
         });
     }
-    let embedding = source.tensor("model.embed_tokens.weight")?;
+    let embedding = source.tensor(&spec.embedding.name)?;
     let dtype = embedding.dtype();
     let mut layers = Vec::new();
-    for (i, table) in tables.iter().enumerate() {
-        let mut layer = HostLayer::read(source, table, |name| recipe.layer(name, dtype))?;
-        process(&mut layer, i, recipe, None, None, &mut Vec::new())?;
+    for layer_spec in &spec.layers {
+        let mut layer = HostLayer::read(source, layer_spec, |name| recipe.layer(name, dtype))?;
+        process(&mut layer, recipe, None, None, &mut Vec::new())?;
         layers.push(layer);
     }
-    let norm = HostNorm::read(source, "model.norm.weight".into())?;
+    let norm = HostNorm::read(source, &spec.norm)?;
     let embedding = Arc::new(embedding.to_f32());
     let shape = (config.vocab_size, config.hidden_size);
     let head = match config.tie_word_embeddings {
@@ -145,7 +147,7 @@ pub fn qat(
     for (i, layer) in layers.iter_mut().enumerate().skip(output.parts()) {
         let rows = settle(layer, i, recipe, &student, &trained.parameters);
         let mut tensors = layer.tensors(recipe.format, dtype)?;
-        if i + 1 == tables.len() {
+        if i + 1 == spec.layers.len() {
             let weight = best(&trained.parameters, &norm.name).to_vec();
             tensors.push(HostNorm { weight, name: norm.name.clone(), dtype: norm.dtype }.tensor());
         }
@@ -209,13 +211,14 @@ fn settle(
     student: &Network,
     parameters: &[Parameter],
 ) -> Vec<Value> {
-    for norm in layer.norms.iter_mut().chain(layer.qk_norm.iter_mut().flatten()) {
+    for norm in layer.parts.norms_mut() {
         norm.weight = best(parameters, &norm.name).to_vec();
     }
     let mut rows = Vec::new();
-    for (place, linear) in layer.linears.iter_mut().enumerate() {
+    for role in LinearRole::ALL {
+        let linear = layer.parts.linear_mut(role);
         let (Some(quantizer), Some((before, _)), Some(scheme)) =
-            (student.quantizer(index, place), &linear.quantized, &linear.scheme)
+            (student.quantizer(index, role), &linear.quantized, &linear.scheme)
         else {
             continue;
         };

@@ -8,6 +8,8 @@ use crate::checkpoint::ModelConfig;
 use crate::dtype::DType;
 use crate::quant::ActQuant;
 
+use super::super::super::layer::{DecoderLayer, Projections};
+use super::super::super::role::LinearRole;
 use super::super::super::rope::rope_table;
 use super::super::layer::{HostLayer, HostLinear, HostNorm};
 use super::ops::{CausalSoftmax, FakeQuantize, Quantizer, Rope, RoundRows};
@@ -61,10 +63,7 @@ impl Vector {
 }
 
 struct Layer {
-    norms: [Vector; 2],
-    qk_norm: Option<[Vector; 2]>,
-    /// q, k, v, o, gate, up, down.
-    linears: Vec<Projection>,
+    parts: DecoderLayer<Projections<Projection>, Vector>,
     window: Option<usize>,
 }
 
@@ -175,17 +174,10 @@ impl Network {
     fn new(frame: &Frame, layers: &[HostLayer], maker: &mut Maker) -> Result<Network> {
         let config = frame.config;
         let mut all = Vec::new();
-        for (i, layer) in layers.iter().enumerate() {
-            let qk_norm = match &layer.qk_norm {
-                Some([q, k]) => Some([maker.norm(q)?, maker.norm(k)?]),
-                None => None,
-            };
-            all.push(Layer {
-                norms: [maker.norm(&layer.norms[0])?, maker.norm(&layer.norms[1])?],
-                qk_norm,
-                linears: layer.linears.iter().map(|l| maker.linear(l)).collect::<Result<_>>()?,
-                window: config.windows.get(i).copied().flatten(),
-            });
+        for layer in layers {
+            let norms = layer.parts.as_ref().try_map_norms(|norm| maker.norm(norm))?;
+            let parts = norms.try_map(|_, linears| linears.try_map(|_, linear| maker.linear(linear)))?;
+            all.push(Layer { parts, window: layer.attention.window });
         }
         let table = rope_table(&config.rope, config.head_dim, config.max_position_embeddings, frame.context);
         Ok(Network {
@@ -199,9 +191,9 @@ impl Network {
         })
     }
 
-    /// The grid of a student's linear layer, by its place; `None` where it is not quantized.
-    pub(super) fn quantizer(&self, layer: usize, linear: usize) -> Option<&Quantizer> {
-        self.layers[layer].linears[linear].quantizer.as_ref().map(|(q, _)| q.as_ref())
+    /// The grid of a student's linear layer; `None` where it is not quantized.
+    pub(super) fn quantizer(&self, layer: usize, role: LinearRole) -> Option<&Quantizer> {
+        self.layers[layer].parts.linear(role).quantizer.as_ref().map(|(q, _)| q.as_ref())
     }
 
     /// `[tokens, vocab]` logits of whole windows.
@@ -217,13 +209,14 @@ impl Network {
 
     fn layer(&self, layer: &Layer, x: &Tensor) -> Result<Tensor> {
         let eps = self.config.rms_norm_eps;
-        let [q, k, v, o, gate, up, down] = layer.linears.as_slice() else { candle_core::bail!("seven linear layers") };
-        let input = layer.norms[0].rms_norm(x, eps)?;
-        let attention = self.attention(layer, q.forward(&input)?, k.forward(&input)?, v.forward(&input)?)?;
-        let x = (x + o.forward(&attention)?)?;
-        let input = layer.norms[1].rms_norm(&x, eps)?;
-        let inner = (gate.forward(&input)?.silu()? * up.forward(&input)?)?;
-        x + down.forward(&inner)?
+        let of = |role: LinearRole, x: &Tensor| layer.parts.linear(role).forward(x);
+        let input = layer.parts.input_norm.rms_norm(x, eps)?;
+        let [q, k, v] = [LinearRole::Q, LinearRole::K, LinearRole::V].map(|role| of(role, &input));
+        let attention = self.attention(layer, q?, k?, v?)?;
+        let x = (x + of(LinearRole::O, &attention)?)?;
+        let input = layer.parts.post_attention_norm.rms_norm(&x, eps)?;
+        let inner = (of(LinearRole::Gate, &input)?.silu()? * of(LinearRole::Up, &input)?)?;
+        x + of(LinearRole::Down, &inner)?
     }
 
     /// The query heads of a group are stacked upon one another: their rows meet the same keys.
@@ -233,8 +226,8 @@ impl Network {
         let rows = q.dim(0)?;
         let windows = rows / t;
         let (mut q, mut k) = (q.reshape((rows, heads, d))?, k.reshape((rows, kv, d))?);
-        if let Some([q_norm, k_norm]) = &layer.qk_norm {
-            (q, k) = (q_norm.rms_norm(&q, c.rms_norm_eps)?, k_norm.rms_norm(&k, c.rms_norm_eps)?);
+        if let Some(norm) = &layer.parts.attention.qk_norm {
+            (q, k) = (norm.q.rms_norm(&q, c.rms_norm_eps)?, norm.k.rms_norm(&k, c.rms_norm_eps)?);
         }
         let by_head = |x: Tensor, heads: usize, stacked: usize| {
             let x = x.reshape((windows, t, heads, d))?.transpose(1, 2)?.contiguous()?;

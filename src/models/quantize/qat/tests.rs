@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::layers::KvCache;
 use crate::models::dummy::fill_random;
 use crate::models::quantize::Observer;
-use crate::models::{Batch, Limits, Model};
+use crate::models::{Batch, Limits, ModelRunner};
 use crate::quant::affine::Mapping;
 use crate::quant::grid::{Grid, Search, round_to_nearest};
 
@@ -118,34 +118,30 @@ fn tokens(windows: usize) -> Vec<u32> {
 fn logits(checkpoint: &Checkpoint, ids: &[u32]) -> Vec<f32> {
     let windows = ids.len() / CONTEXT;
     let limits = Limits { max_logit_rows: ids.len(), ..Limits::new(CONTEXT, ids.len(), windows) };
-    let mut model = Model::load(checkpoint, &Device::cpu(), limits, &mut |_, _| {}).expect("loads");
-    let mut cache = model.new_cache().expect("a cache");
+    let mut model = ModelRunner::load(checkpoint, &Device::cpu(), limits, &mut |_, _| {}).expect("loads");
     let mut batch = Batch::default();
     let blocks = CONTEXT.div_ceil(KvCache::BLOCK_SIZE) as u32;
     for (w, window) in (0..).zip(ids.chunks(CONTEXT)) {
         batch.push(window, 0, &(w * blocks..(w + 1) * blocks).collect::<Vec<_>>(), false);
     }
-    model.begin(&batch).expect("runs");
-    for layer in 0..2 {
-        model.layer(layer, &mut cache).expect("runs");
-    }
-    model.compute_logits(&(0..ids.len() as u32).collect::<Vec<_>>()).expect("runs");
-    model.logits().expect("logits")
+    batch.logit_rows = (0..ids.len() as u32).collect();
+    model.run(&batch).expect("runs").read().expect("logits")
 }
 
 /// Layers rounded by `recipe`, and the networks over them.
 fn networks(checkpoint: &Checkpoint, recipe: Option<&Recipe>) -> (Network, Network, Vec<Parameter>) {
     let config = checkpoint.config();
     let mut layers = Vec::new();
-    for (i, table) in layer_tables(config).iter().enumerate() {
+    let spec = ModelSpec::new(config);
+    for layer_spec in &spec.layers {
         let scheme = |name: &str| recipe.and_then(|r| r.layer(name, DType::F32));
-        let mut layer = HostLayer::read(checkpoint, table, scheme).expect("read");
+        let mut layer = HostLayer::read(checkpoint, layer_spec, scheme).expect("read");
         if let Some(recipe) = recipe {
-            process(&mut layer, i, recipe, None, None, &mut Vec::new()).expect("rounded");
+            process(&mut layer, recipe, None, None, &mut Vec::new()).expect("rounded");
         }
         layers.push(layer);
     }
-    let norm = HostNorm::read(checkpoint, "model.norm.weight".into()).expect("read");
+    let norm = HostNorm::read(checkpoint, &spec.norm).expect("read");
     let embedding = checkpoint.tensor("model.embed_tokens.weight").expect("read").to_f32();
     let head = if config.tie_word_embeddings { embedding.clone() } else { head_of(checkpoint).expect("read") };
     let head = Tensor::from_vec(head, (VOCAB, config.hidden_size), &CandleDevice::Cpu).expect("a tensor");

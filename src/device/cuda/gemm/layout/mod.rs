@@ -1,0 +1,5 @@
+//! Layouts that several families share.
+
+pub(super) mod blocks;
+pub(super) mod fragments;
+pub(super) mod steps;

@@ -1,0 +1,33 @@
+//! Tensors in GPU memory: made, written, read.
+
+use crate::device::Tensor;
+use crate::device::cuda::context::CudaDevice;
+use crate::device::cuda::memory::Buffer;
+use crate::dtype::{DType, HostData};
+use crate::error::Result;
+
+pub(crate) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
+    device.free_and_total_bytes()
+}
+
+pub(crate) fn zeros(device: &CudaDevice, dtype: DType, len: usize) -> Result<Tensor> {
+    let mut buffer = Buffer::new(device, dtype, len)?;
+    buffer.fill_bytes(0)?;
+    Ok(buffer.into())
+}
+
+pub(crate) fn upload(device: &CudaDevice, data: HostData) -> Result<Tensor> {
+    Ok(Buffer::upload(device, &data)?.into())
+}
+
+pub(crate) fn write(_device: &CudaDevice, dst: &mut Tensor, data: &HostData) -> Result<()> {
+    dst.cuda_mut()?.write(data)
+}
+
+pub(crate) fn download(_device: &CudaDevice, src: &Tensor, len: usize) -> Result<HostData> {
+    src.cuda()?.download(len)
+}
+
+pub(crate) fn synchronize(device: &CudaDevice) -> Result<()> {
+    device.synchronize()
+}

@@ -1,0 +1,137 @@
+//! What one forward pass computes, [`Batch`], the sizes that bound it, [`Limits`], and its form on a device.
+
+use crate::checkpoint::ModelConfig;
+use crate::device::{BatchMeta, Device};
+use crate::dtype::{DType, HostData};
+use crate::error::{Error, Result};
+use crate::layers::KvCache;
+
+/// Sizes that scratch memory and tables are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest sequence, prompt and output together.
+    pub max_model_len: usize,
+    /// Most rows of one forward pass.
+    pub max_batch_tokens: usize,
+    /// Most sequences of one forward pass.
+    pub max_seqs: usize,
+    /// Most rows whose logits one pass computes.
+    pub max_logit_rows: usize,
+    /// Blocks of the KV cache.
+    pub kv_blocks: usize,
+}
+
+impl Limits {
+    /// Limits for `max_seqs` sequences of up to `max_model_len` tokens each, all resident at once.
+    pub fn new(max_model_len: usize, max_batch_tokens: usize, max_seqs: usize) -> Limits {
+        let kv_blocks = max_seqs * max_model_len.div_ceil(KvCache::BLOCK_SIZE);
+        Limits { max_model_len, max_batch_tokens, max_seqs, max_logit_rows: max_seqs, kv_blocks }
+    }
+}
+
+/// All that one forward pass needs from the host: a ragged batch, rows of its sequences concatenated.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// `[m]` token ids.
+    pub token_ids: Vec<u32>,
+    /// `[m]` positions.
+    pub positions: Vec<u32>,
+    /// `[m]` KV slots.
+    pub slot_mapping: Vec<u32>,
+    /// Blocks of each sequence.
+    pub block_tables: Vec<Vec<u32>>,
+    /// Keys of each sequence, this pass's included.
+    pub context_lens: Vec<u32>,
+    /// First row of each sequence, then `m`.
+    pub cu_seqlens_q: Vec<u32>,
+    /// Rows whose logits are wanted.
+    pub logit_rows: Vec<u32>,
+}
+
+impl Batch {
+    /// Adds `token_ids` of a sequence that has `past` keys in the cache already and owns `blocks`. Logits are wanted
+    /// of its last row when `logits`.
+    pub fn push(&mut self, token_ids: &[u32], past: usize, blocks: &[u32], logits: bool) {
+        if self.cu_seqlens_q.is_empty() {
+            self.cu_seqlens_q.push(0);
+        }
+        for (i, &id) in token_ids.iter().enumerate() {
+            let position = past + i;
+            let block = blocks[position / KvCache::BLOCK_SIZE] as usize;
+            self.token_ids.push(id);
+            self.positions.push(position as u32);
+            self.slot_mapping.push((block * KvCache::BLOCK_SIZE + position % KvCache::BLOCK_SIZE) as u32);
+        }
+        self.block_tables.push(blocks.to_vec());
+        self.context_lens.push((past + token_ids.len()) as u32);
+        self.cu_seqlens_q.push(self.token_ids.len() as u32);
+        if logits {
+            self.logit_rows.push(self.token_ids.len() as u32 - 1);
+        }
+    }
+
+    /// Fails unless the batch is within `limits` and its ids are in the vocabulary.
+    ///
+    /// # Errors
+    /// `Input`, naming what is too much.
+    pub(super) fn check(&self, config: &ModelConfig, limits: &Limits) -> Result<()> {
+        let m = self.token_ids.len();
+        let too_many = |what: &str, got: usize, limit: usize| {
+            Err(Error::input(what, format!("{got} in one pass, the limit planned at start is {limit}")))
+        };
+        if m > limits.max_batch_tokens {
+            return too_many("batch tokens", m, limits.max_batch_tokens);
+        }
+        if self.block_tables.len() > limits.max_seqs {
+            return too_many("sequences", self.block_tables.len(), limits.max_seqs);
+        }
+        if let Some(&id) = self.token_ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+            return Err(Error::input("token ids", format!("{id} is outside the vocabulary of {}", config.vocab_size)));
+        }
+        match self.context_lens.iter().find(|&&len| len as usize > limits.max_model_len) {
+            Some(&len) => too_many("context tokens", len as usize, limits.max_model_len),
+            None => Ok(()),
+        }
+    }
+}
+
+impl BatchMeta {
+    pub(super) fn new(device: &Device, limits: &Limits) -> Result<BatchMeta> {
+        let max_blocks = limits.max_model_len.div_ceil(KvCache::BLOCK_SIZE);
+        let zeros = |len: usize| device.zeros(DType::U32, len);
+        Ok(BatchMeta {
+            token_ids: zeros(limits.max_batch_tokens)?,
+            positions: zeros(limits.max_batch_tokens)?,
+            slot_mapping: zeros(limits.max_batch_tokens)?,
+            block_tables: zeros(limits.max_seqs * max_blocks)?,
+            context_lens: zeros(limits.max_seqs)?,
+            cu_seqlens_q: zeros(limits.max_seqs + 1)?,
+            logit_rows: zeros(limits.max_logit_rows)?,
+            m: 0,
+            batch: 0,
+            max_blocks,
+            max_q_len: 0,
+            max_context_len: 0,
+        })
+    }
+
+    pub(super) fn fill(&mut self, device: &Device, batch: &Batch) -> Result<()> {
+        let u32s = |v: &[u32]| HostData::U32(v.to_vec());
+        device.write(&mut self.token_ids, &u32s(&batch.token_ids))?;
+        device.write(&mut self.positions, &u32s(&batch.positions))?;
+        device.write(&mut self.slot_mapping, &u32s(&batch.slot_mapping))?;
+        device.write(&mut self.context_lens, &u32s(&batch.context_lens))?;
+        device.write(&mut self.cu_seqlens_q, &u32s(&batch.cu_seqlens_q))?;
+        let mut tables = vec![0; batch.block_tables.len() * self.max_blocks];
+        for (row, blocks) in tables.chunks_exact_mut(self.max_blocks).zip(&batch.block_tables) {
+            let used = blocks.len().min(row.len());
+            row[..used].copy_from_slice(&blocks[..used]);
+        }
+        device.write(&mut self.block_tables, &HostData::U32(tables))?;
+        self.m = batch.token_ids.len();
+        self.batch = batch.block_tables.len();
+        self.max_q_len = batch.cu_seqlens_q.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
+        self.max_context_len = batch.context_lens.iter().copied().max().unwrap_or(0) as usize;
+        Ok(())
+    }
+}

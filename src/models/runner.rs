@@ -1,0 +1,270 @@
+//! [`ModelRunner`]: what computes with a model's weights: scratch, metadata of the batch, KV cache.
+
+use crate::checkpoint::{Checkpoint, ModelConfig};
+use crate::device::{Device, Write};
+use crate::dtype::HostData;
+use crate::error::{Error, Result};
+use crate::layers::KvCache;
+
+use super::batch::{Batch, Limits};
+use super::forward::unobserved;
+use super::model::Model;
+use super::plan::MemoryPlan;
+use super::workspace::{HeadScratch, Workspace, kv_cache};
+
+/// A model and all that passes over it need beside its weights, allocated once for its [`Limits`]; a pass allocates nothing.
+///
+/// What a pass leaves on the device is a value that borrows the runner ([`HiddenStates`], [`Logits`]), so that none is read that
+/// was not computed.
+#[derive(Debug)]
+pub struct ModelRunner {
+    model: Model,
+    limits: Limits,
+    workspace: Workspace,
+    head: HeadScratch,
+    cache: KvCache,
+}
+
+impl ModelRunner {
+    /// Allocates everything that passes within `limits` take.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or the device's own failure.
+    pub fn new(model: Model, limits: Limits) -> Result<ModelRunner> {
+        let (device, config) = (&model.device, &model.config);
+        Ok(ModelRunner {
+            workspace: Workspace::new(device, config, &limits)?,
+            head: HeadScratch::new(device, config, &limits)?,
+            cache: kv_cache(device, config, &limits)?,
+            limits,
+            model,
+        })
+    }
+
+    /// [`Model::load`] and [`ModelRunner::new`].
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        limits: Limits,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<ModelRunner> {
+        ModelRunner::new(Model::load(checkpoint, device, &limits, progress)?, limits)
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.model.device
+    }
+
+    /// What it was made for.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The KV cache, for its size.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Bytes of everything that it holds on its device, as a plan tells them before; nothing is packed any more.
+    pub fn allocated(&self) -> MemoryPlan {
+        let kv = self.cache.layers.iter().map(|layer| layer.k.bytes() + layer.v.bytes());
+        MemoryPlan {
+            weights: self.model.resident_bytes() as u64,
+            kv_cache: kv.sum::<usize>() as u64,
+            scratch: (self.workspace.bytes() + self.head.bytes()) as u64,
+            packing: 0,
+        }
+    }
+
+    /// One pass: all layers over the batch, then the logits of its `logit_rows`.
+    ///
+    /// # Errors
+    /// `Input` when the batch exceeds the limits or holds an id outside the vocabulary.
+    pub fn run(&mut self, batch: &Batch) -> Result<Logits<'_>> {
+        self.forward(batch)?.into_logits(&batch.logit_rows)
+    }
+
+    /// All layers over the batch.
+    ///
+    /// # Errors
+    /// As [`ModelRunner::run`].
+    pub fn forward(&mut self, batch: &Batch) -> Result<HiddenStates<'_>> {
+        self.embed(batch)?;
+        (0..self.model.layers.len()).try_for_each(|index| self.run_layer(index))?;
+        Ok(self.hidden_states(batch.token_ids.len()))
+    }
+
+    /// The embedded tokens of the batch, what reaches its first layer.
+    ///
+    /// # Errors
+    /// As [`ModelRunner::run`].
+    pub fn embed(&mut self, batch: &Batch) -> Result<HiddenStates<'_>> {
+        batch.check(&self.model.config, &self.limits)?;
+        let w = &mut self.workspace;
+        w.start(batch)?;
+        let (table, hidden) = (&self.model.embedding, self.model.config.hidden_size);
+        w.device.embed(&mut w.residual, table, &w.meta.token_ids, hidden, w.meta.m)?;
+        Ok(self.hidden_states(batch.token_ids.len()))
+    }
+
+    /// What layer number `index` alone makes of `residual` `[m, hidden]`, the stream of `batch` before it. Its keys and values
+    /// replace those of the batch's slots.
+    ///
+    /// # Errors
+    /// As [`ModelRunner::run`]; `Shape` when `residual` has not a row for each token.
+    pub fn layer(&mut self, index: usize, batch: &Batch, residual: Vec<f32>) -> Result<HiddenStates<'_>> {
+        batch.check(&self.model.config, &self.limits)?;
+        self.check_rows("layer", residual.len(), batch.token_ids.len())?;
+        self.workspace.start(batch)?;
+        self.workspace.set_residual(residual)?;
+        self.run_layer(index)?;
+        Ok(self.hidden_states(batch.token_ids.len()))
+    }
+
+    /// Hidden states as a pass would leave them, of `residual` `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// `Shape` when they are no whole rows, or more than a pass has.
+    pub fn restore(&mut self, residual: Vec<f32>) -> Result<HiddenStates<'_>> {
+        let rows = residual.len() / self.model.config.hidden_size.max(1);
+        self.check_rows("restore", residual.len(), rows.min(self.limits.max_batch_tokens))?;
+        self.workspace.set_residual(residual)?;
+        Ok(self.hidden_states(rows))
+    }
+
+    fn check_rows(&self, op: &'static str, len: usize, rows: usize) -> Result<()> {
+        let hidden = self.model.config.hidden_size;
+        if len == rows * hidden {
+            return Ok(());
+        }
+        Err(Error::Shape { op, expected: format!("[{rows}, {hidden}]"), got: format!("{len} elements") })
+    }
+
+    fn run_layer(&mut self, index: usize) -> Result<()> {
+        let (layer, kv) = (&self.model.layers[index], &mut self.cache.layers[index]);
+        let shape = &self.model.spec.layers[index].attention;
+        layer.forward(&mut self.workspace, shape, kv, &mut unobserved).map(drop)
+    }
+
+    fn hidden_states(&mut self, rows: usize) -> HiddenStates<'_> {
+        HiddenStates { runner: self, rows }
+    }
+}
+
+/// The residual stream of a pass, on the device.
+#[derive(Debug)]
+pub struct HiddenStates<'a> {
+    runner: &'a mut ModelRunner,
+    rows: usize,
+}
+
+impl<'a> HiddenStates<'a> {
+    /// `[m, hidden]` on the host.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        self.runner.workspace.read_residual(self.rows * self.runner.model.config.hidden_size)
+    }
+
+    /// Final norm and output head for some `rows`.
+    ///
+    /// # Errors
+    /// `Input` when they are more than the limits allow at once, or not there.
+    pub fn logits(&mut self, rows: &[u32]) -> Result<Logits<'_>> {
+        HiddenStates { runner: &mut *self.runner, rows: self.rows }.into_logits(rows)
+    }
+
+    /// The same, giving up the hidden states.
+    ///
+    /// # Errors
+    /// As [`HiddenStates::logits`].
+    pub fn into_logits(self, rows: &[u32]) -> Result<Logits<'a>> {
+        let ModelRunner { model, limits, workspace: w, head, .. } = &mut *self.runner;
+        let m = rows.len();
+        if m > limits.max_logit_rows {
+            return Err(Error::input("logit rows", format!("{m} exceed the limit {}", limits.max_logit_rows)));
+        }
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= self.rows) {
+            return Err(Error::input("logit rows", format!("{row} of a pass of {} rows", self.rows)));
+        }
+        if m > 0 {
+            w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))?;
+            w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)?;
+            model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
+            model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)?;
+        }
+        Ok(Logits { runner: self.runner, rows: m })
+    }
+}
+
+/// Logits that a pass computed, on the device.
+#[derive(Debug)]
+pub struct Logits<'a> {
+    runner: &'a mut ModelRunner,
+    rows: usize,
+}
+
+/// What [`Logits::stats`] tells of one row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitsStats {
+    /// Most likely id, the lowest on ties.
+    pub id: u32,
+    /// Its natural log-probability.
+    pub logprob: f32,
+    /// Natural log-probability of the target id.
+    pub target_logprob: f32,
+}
+
+impl Logits<'_> {
+    /// Columns of a row.
+    pub fn vocab_size(&self) -> usize {
+        self.runner.model.config.vocab_size
+    }
+
+    /// `[rows, vocab]` on the host.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let ModelRunner { model, head, .. } = &*self.runner;
+        Ok(model.device.download(&head.logits, self.rows * model.config.vocab_size)?.to_f32())
+    }
+
+    /// For each row: its best id (ties to the lowest) and that id's log-probability, and the log-probability of
+    /// `targets[row]` (id 0 where `targets` is shorter).
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn stats(&mut self, targets: &[u32]) -> Result<Vec<LogitsStats>> {
+        let ModelRunner { model, head, .. } = &mut *self.runner;
+        let (d, m, vocab) = (&model.device, self.rows, model.config.vocab_size);
+        if m == 0 {
+            return Ok(Vec::new());
+        }
+        let mut wanted = targets.to_vec();
+        wanted.resize(m, 0);
+        d.write(&mut head.targets, &HostData::U32(wanted))?;
+        d.logits_stats(&mut head.ids, &mut head.stats, &head.logits, &head.targets, vocab, m)?;
+        let stats = d.download(&head.stats, 3 * m)?.to_f32();
+        let HostData::U32(ids) = d.download(&head.ids, m)? else {
+            return Err(Error::Shape { op: "logits_stats", expected: "u32 ids".into(), got: "another type".into() });
+        };
+        let rows = ids.into_iter().zip(stats.chunks_exact(3));
+        Ok(rows.map(|(id, s)| LogitsStats { id, logprob: s[0] - s[1], target_logprob: s[2] - s[1] }).collect())
+    }
+}
