@@ -98,9 +98,7 @@ impl HeadScratch {
             targets: device.zeros(DType::U32, rows)?,
         })
     }
-}
 
-impl HeadScratch {
     /// Bytes of all its tensors.
     pub(super) fn bytes(&self) -> usize {
         let HeadScratch { gathered, logits, ids, stats, targets } = self;

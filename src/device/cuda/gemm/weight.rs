@@ -194,9 +194,14 @@ pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogu
     first_family!(weight, Target::of(device), family => family.check_epilogue(weight, epilogue))
 }
 
+/// Whether some family of kernels takes codes of `encoding`.
+fn has_kernels(encoding: Encoding) -> bool {
+    encoding != Encoding::E4m3
+}
+
 /// Fails for what no family of kernels takes.
 pub(crate) fn check_scheme(scheme: &Scheme) -> Result<()> {
-    if scheme.encoding == Encoding::E4m3 {
+    if !has_kernels(scheme.encoding) {
         return Err(Error::unsupported(
             format!("FP8 weights ({scheme}) on a GPU"),
             "Run the model on the CPU (--device cpu), or use one with integer weights",
@@ -217,7 +222,10 @@ pub(crate) fn pack(
 ) -> Result<(CudaPacked, Option<Vec<u32>>)> {
     check(&weight)?;
     epilogue.check(&weight)?;
-    check_scheme(&weight.scheme())?;
+    // A scheme tells whether zero points are the middle, for which all of them are read: only a weight that fails has it made.
+    if matches!(&weight.weight, HostWeight::Quant(q) if !has_kernels(q.encoding)) {
+        check_scheme(&weight.scheme())?;
+    }
     // Kernels of sm_90 multiply by factors, others have the weight in int8.
     if let Some((q, factored)) = weight.factored()
         && !device.uses_sm90()
@@ -241,18 +249,20 @@ fn place<F: GemmFamily>(
     mut weight: LinearWeight,
     epilogue: Epilogue,
 ) -> Result<(CudaPacked, Option<Vec<u32>>)> {
-    let (n, k, scheme) = (weight.n(), weight.k(), weight.scheme());
+    let (n, k) = (weight.n(), weight.k());
     let upload = |data: HostData| Buffer::upload(device, &data);
     let fixed = Some(epilogue.fixed_point(&weight)?).filter(|columns| !columns.is_empty());
     if epilogue.activation == Activation::SwiGlu && family.interleaves_gate_and_up() {
         interleave(&mut weight);
     }
-    let (mut order, mut zero_point) = (None, 0);
+    let (mut order, mut zero_point, mut group_size, mut codebook) = (None, 0, k, None);
     let parts = match weight.weight {
         HostWeight::Dense { data, .. } => dense::upload(device, data)?,
         HostWeight::Quant(mut q) => {
             order = q.order.take();
             zero_point = q.zeros[0] as u32;
+            group_size = q.group_size.min(k);
+            codebook = q.encoding.codebook().copied();
             super::pack::pack(device, &q, &family.recipe(&q, device.dtype()))?
         }
     };
@@ -260,12 +270,12 @@ fn place<F: GemmFamily>(
         device: device.clone(),
         n,
         k,
-        group_size: scheme.group_size.unwrap_or(k),
+        group_size,
         parts,
         zero_point,
         x_zero_point: weight.activation.zero_point(),
         has_x_zero_points: weight.activation == ActQuant::DynamicAsymmetric,
-        codebook: scheme.encoding.codebook().copied(),
+        codebook,
         bias: weight.bias.map(HostData::F32).map(upload).transpose()?,
         fixed: fixed.map(HostData::I32).map(upload).transpose()?,
         epilogue,
