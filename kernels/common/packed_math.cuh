@@ -46,6 +46,16 @@ template <typename T>
 __device__ __forceinline__ uint32_t both(float v) {
   return pack2<T>(v, v);
 }
+__device__ constexpr float power_of_two(int exponent) {
+  float power = 1.0f;
+  for (; exponent > 0; --exponent) power *= 2.0f;
+  for (; exponent < 0; ++exponent) power *= 0.5f;
+  return power;
+}
+// A word of two bf16 numbers: 2^low and 2^high.
+__device__ constexpr uint32_t bf16_powers(int low, int high) {
+  return static_cast<uint32_t>(high + 127) << 23 | static_cast<uint32_t>(low + 127) << 7;
+}
 
 // The bytes of a and b that four nibbles of `selector` number.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {

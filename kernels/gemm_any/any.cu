@@ -1,7 +1,7 @@
 // Linear layers of any shape and grouping, without speed: what the tensor-core kernels do not take (rows that do not
 // start on 16 bytes, groups that are no multiple of 32, fractional zero points).
 //
-// Computes: what gemm_w8a8, gemm_w4a8, gemm_w4a16 and gemm_dense compute, from canonical weights.
+// Computes: what gemm_w8a8, gemm_w4a8, gemm_w4a16 (FP8 too) and gemm_dense compute, from canonical weights.
 // Layout:   everything row-major: x [m, k], codes (one to a byte) or floats [n, k], scales and zeros [n, groups].
 // Grid:     one warp a column n of y; blockIdx.y takes ROWS rows.
 // Numerics: int8 exactly as the CPU: integer sums of a group, then one chain of float operations in group order.
@@ -66,6 +66,20 @@ __device__ __forceinline__ void any_codebook(const GemmAnyArgs& args) {
 }
 
 template <typename T>
+__device__ __forceinline__ void any_e4m3(const GemmAnyArgs& args) {
+  const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32;
+  if (n >= args.y.n) return;
+  const size_t groups = (args.k + args.group - 1) / args.group;
+  const uint8_t* codes = static_cast<const uint8_t*>(args.w) + static_cast<size_t>(n) * args.k;
+  const float* scales = args.w_scales + n * groups;
+  any_floats<T>(args, n, [&](uint32_t column) {
+    // As f32 whose exponent has the lower four bits of an e4m3's, the number is 2^-120 times what it stands for.
+    const uint32_t code = codes[column];
+    return scales[column / args.group] * (__uint_as_float((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f);
+  });
+}
+
+template <typename T>
 __device__ __forceinline__ void any_dense(const GemmAnyArgs& args) {
   const uint32_t n = blockIdx.x * WARPS + threadIdx.x / 32;
   if (n >= args.y.n) return;
@@ -84,6 +98,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_codebook_f16(c
 }
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_codebook_bf16(const __grid_constant__ GemmAnyArgs args) {
   any_codebook<bf16>(args);
+}
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_e4m3_f16(const __grid_constant__ GemmAnyArgs args) {
+  any_e4m3<f16>(args);
+}
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_e4m3_bf16(const __grid_constant__ GemmAnyArgs args) {
+  any_e4m3<bf16>(args);
 }
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemm_any_dense_f16(const __grid_constant__ GemmAnyArgs args) {
   any_dense<f16>(args);

@@ -1,6 +1,6 @@
 // Codes to 16-bit floats in registers: exactly `code - zero`, never scaled. Group scales go on the f32 sums, so no
-// weight is ever rounded; with |code - zero| <= 256 both f16 and bf16 hold it exactly. Codes of a codebook (`Levels`, at
-// the end) become their value, rounded once to the type.
+// weight is ever rounded; with |code - zero| <= 256 both f16 and bf16 hold it exactly. FP8 codes (`E4m3`) become their value,
+// or a power of two times it, exactly too; codes of a codebook (`Levels`, at the end) theirs, rounded once to the type.
 //
 // Idea of the bit trick: an unsigned integer put into the low mantissa bits of a float of fitting exponent *is* that
 // float plus the integer (Kim et al., "Who Says Elephants Can't Run", 2022), so that one LOP3 makes two numbers and
@@ -10,26 +10,53 @@
 #include "common/packed_math.cuh"
 #include "gemm_w4a16/abi.h"
 
-// What `CodeTile<T, BITS>::fragment` subtracts, made once per weight row and group.
-template <typename T, int BITS>
-struct ZeroPoint;
+// What codes stand for. As bf16 whose bits are those of a code (`code_bits`), a number is 2^BF16_EXPONENT times what it stands for;
+// codes of row g + 8 lie HIGH_SHIFT bits higher.
+struct Uint4 {
+  static constexpr int BITS = 4, BF16_EXPONENT = -133, HIGH_SHIFT = 4;
+  static constexpr bool HAS_ZERO_POINT = true;
+};
+struct Uint8 {
+  static constexpr int BITS = 8, BF16_EXPONENT = -133, HIGH_SHIFT = 0;
+  static constexpr bool HAS_ZERO_POINT = true;
+};
+struct E4m3 {  // FP8 e4m3fn
+  static constexpr int BITS = 8, BF16_EXPONENT = -120, HIGH_SHIFT = 0;
+  static constexpr bool HAS_ZERO_POINT = false;
+};
+struct Codebook4 {  // sixteen values
+  static constexpr int BITS = 4;
+  static constexpr bool HAS_ZERO_POINT = false;
+};
+
+// What `CodeTile<T, Codes>::fragment` subtracts, made once per weight row and group.
+template <typename T, typename Codes>
+struct ZeroPoint {  // of codes without
+  static __device__ __forceinline__ uint32_t low(uint32_t) { return 0; }
+  static __device__ __forceinline__ uint32_t high(uint32_t) { return 0; }
+};
 
 // The codes one lane holds of a 16 x 32 part of the weight (rows g and g + 8; columns 8t .. 8t + 7), as they lie in
 // memory. `fragment<HALF>` gives columns 8t + 4 HALF .. + 3 as four words:
 // p[0] row g, columns 0 1; p[1] row g + 8, columns 0 1; p[2] row g, columns 2 3; p[3] row g + 8, columns 2 3.
-// That is the A operand of m16n8k16, and two B operands: (p[0], p[2]) and (p[1], p[3]).
-template <typename T, int BITS>
-struct CodeTile;
+// That is the A operand of m16n8k16, and two B operands: (p[0], p[2]) and (p[1], p[3]). Numbers are `fragment_unit` times
+// what they stand for.
+template <typename T, typename Codes>
+struct CodeTile {
+  uint32_t words[Codes::BITS / 2];
+};
+template <typename T, typename Codes>
+constexpr float fragment_unit = 1.0f;
 
 // 4 bits: nibbles p and p + 4 of word HALF are the low and high element of p[p].
 template <>
-struct ZeroPoint<f16, 4> {
+struct ZeroPoint<f16, Uint4> {
   // Row g is unpacked as 1024 + q (one unit in the last place of 1024 is 1); row g + 8 as 1024 + 16 q, then / 16.
   static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0x6400u + z) * 0x00010001u; }           // 1024 + z
   static __device__ __forceinline__ uint32_t high(uint32_t z) { return (0xd400u + (z << 4)) * 0x00010001u; }  // -(64 + z)
 };
 template <>
-struct CodeTile<f16, 4> {
+struct CodeTile<f16, Uint4> {
   uint32_t words[2];
   template <int HALF>
   __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
@@ -44,12 +71,12 @@ struct CodeTile<f16, 4> {
 
 // bf16 has 7 mantissa bits: 128 + q, and no room for the / 16 form. fma by one is the packed subtraction sm_80 has.
 template <>
-struct ZeroPoint<bf16, 4> {
+struct ZeroPoint<bf16, Uint4> {
   static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0xc300u + z) * 0x00010001u; }  // -(128 + z)
   static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
 };
 template <>
-struct CodeTile<bf16, 4> {
+struct CodeTile<bf16, Uint4> {
   uint32_t words[2];
   template <int HALF>
   __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
@@ -64,12 +91,12 @@ struct CodeTile<bf16, 4> {
 
 // 8 bits: words 0 and 1 are row g, words 2 and 3 row g + 8; byte i of word HALF is column 4 HALF + i.
 template <>
-struct ZeroPoint<f16, 8> {
+struct ZeroPoint<f16, Uint8> {
   static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0x6400u + z) * 0x00010001u; }  // 1024 + z
   static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
 };
 template <>
-struct CodeTile<f16, 8> {
+struct CodeTile<f16, Uint8> {
   uint32_t words[4];
   template <int HALF>
   __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
@@ -83,12 +110,12 @@ struct CodeTile<f16, 8> {
 
 // An 8-bit code does not fit bf16's mantissa beside an offset: by way of f32, 2^23 + q.
 template <>
-struct ZeroPoint<bf16, 8> {
+struct ZeroPoint<bf16, Uint8> {
   static __device__ __forceinline__ uint32_t low(uint32_t z) { return 0x4b000000u + z; }  // f32 2^23 + z
   static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
 };
 template <>
-struct CodeTile<bf16, 8> {
+struct CodeTile<bf16, Uint8> {
   uint32_t words[4];
   template <int HALF>
   __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
@@ -103,24 +130,70 @@ struct CodeTile<bf16, 8> {
   }
 };
 
+// An e4m3fn code has a sign, four bits of exponent, three of mantissa. Where an f16 or a bf16 has the lower four bits of its exponent
+// they are the same number times a power of two, subnormal ones as well. The host has put the eight bits of the codes of columns 0 and 1
+// where they must be, in the low and the high half of a word, and those of columns 2 and 3 among the bits that are left
+// (docs/formats.md): five operations make two words.
+__device__ __forceinline__ uint32_t e4m3_bits(f16, uint32_t w, bool second) {
+  if (!second) return w & 0xbf80bf80;
+  return select_bits(w << 7, 0x3f803f80, w << 1 & 0x80008000);
+}
+__device__ __forceinline__ uint32_t e4m3_bits(bf16, uint32_t w, bool second) {
+  if (!second) return w & 0x87f087f0;
+  return select_bits(w << 4, 0x80f080f0, w >> 4 & 0x07000700);
+}
+template <>
+constexpr float fragment_unit<f16, E4m3> = 0x1p-8f;
+template <>
+struct CodeTile<f16, E4m3> {
+  uint32_t words[4];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t, uint32_t, uint32_t (&p)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[i] = e4m3_bits(f16(), words[2 * (i % 2) + HALF], i >= 2);
+  }
+};
+template <>
+struct CodeTile<bf16, E4m3> {
+  uint32_t words[4];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t, uint32_t, uint32_t (&p)[4]) const {
+    constexpr uint32_t UP = 0x7b807b80;  // 2^120
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[i] = mul_16x2(bf16(), e4m3_bits(bf16(), words[2 * (i % 2) + HALF], i >= 2), UP);
+  }
+};
+
 // The words of a code as bf16. The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133:
 // the first normal numbers go on in the same steps. So a mask makes a number of a code wherever in its byte it lies, and
 // one multiply-add brings it to size and takes the zero point away.
-template <int BITS, int HALF>
-__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, BITS>& codes, int i) {
-  if constexpr (BITS == 4) {
-    return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
-  } else {
-    return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
-  }
+template <int HALF>
+__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, Uint4>& codes, int i) {
+  return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
+}
+template <int HALF>
+__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, Uint8>& codes, int i) {
+  return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
+}
+template <int HALF>
+__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, E4m3>& codes, int i) {
+  return e4m3_bits(bf16(), codes.words[2 * (i % 2) + HALF], i >= 2);
 }
 
-// Codes to numbers by one interface: of evenly spaced codes what `CodeTile` gives.
-template <typename T, int BITS, bool CODEBOOK>
+// The factor that brings `code_bits` to size, as near as there is one: a power of two, and what remains.
+template <typename Codes>
+struct Bf16Unit {
+  static constexpr int EXPONENT = Codes::BF16_EXPONENT + 127 < 0 ? Codes::BF16_EXPONENT + 127 : 0;
+  static_assert(EXPONENT == 0 || EXPONENT == -6, "UNIT");
+  static constexpr float UNIT = EXPONENT == 0 ? 1.0f : 0x1p-6f;
+};
+
+// Codes to numbers by one interface: of all but a codebook's what `CodeTile` gives.
+template <typename T, typename Codes>
 struct Levels {
   __device__ __forceinline__ explicit Levels(const GemmW4A16Args&) {}
   template <int HALF>
-  __device__ __forceinline__ void fragment(const CodeTile<T, BITS>& codes, uint32_t zero_g, uint32_t zero_g8,
+  __device__ __forceinline__ void fragment(const CodeTile<T, Codes>& codes, uint32_t zero_g, uint32_t zero_g8,
                                            uint32_t (&p)[4]) const {
     codes.template fragment<HALF>(zero_g, zero_g8, p);
   }
@@ -130,7 +203,7 @@ struct Levels {
 // permutation picks four of eight bytes by four nibbles: twice for the lower three bits of the codes, in each half of the
 // table, once more to choose between the halves; so for the low bytes of the values and for the high ones.
 template <typename T>
-struct Levels<T, 4, true> {
+struct Levels<T, Codebook4> {
   uint32_t bytes[2][4];
 
   __device__ __forceinline__ explicit Levels(const GemmW4A16Args& args) {
@@ -138,7 +211,7 @@ struct Levels<T, 4, true> {
     for (int i = 0; i < 8; ++i) bytes[i / 4][i % 4] = args.codebook[i];
   }
   template <int HALF>
-  __device__ __forceinline__ void fragment(const CodeTile<T, 4>& codes, uint32_t, uint32_t, uint32_t (&p)[4]) const {
+  __device__ __forceinline__ void fragment(const CodeTile<T, Codebook4>& codes, uint32_t, uint32_t, uint32_t (&p)[4]) const {
     const uint32_t w = codes.words[HALF];
     const uint32_t index = w & 0x77777777, half = select_bits(w >> 1, 0x44444444, 0x32103210);
 #pragma unroll

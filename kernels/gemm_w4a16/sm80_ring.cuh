@@ -7,13 +7,14 @@
 #include "gemm_w4a16/sm80_stream_k.cuh"
 
 // How BM rows of x and BN of w are shared out among warps, and what a stage holds.
-template <int BITS_, int BM_, int BN_, int WARPS_M_, int WARPS_N_>
+template <typename Codes_, int BM_, int BN_, int WARPS_M_, int WARPS_N_>
 struct TileShape {
-  static constexpr int BITS = BITS_, BM = BM_, BN = BN_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
+  using Codes = Codes_;
+  static constexpr int BM = BM_, BN = BN_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
   static constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;  // of a warp
   static constexpr int MT = WM / 8, NT = WN / 16;
-  static constexpr int TILE_BYTES = 128 * BITS;  // 16 rows of w, 64 columns
+  static constexpr int TILE_BYTES = 128 * Codes::BITS;  // 16 rows of w, 64 columns
   static constexpr int X_BYTES = BM * 128;       // 64 columns of x
   static constexpr int STAGE_BYTES = X_BYTES + BN / 16 * TILE_BYTES;
   static_assert(WM % 8 == 0 && WN % 16 == 0, "tile");
@@ -92,11 +93,12 @@ struct SliceLoader {
 // A warp's operands from shared memory: of x 32 columns, of w 16 as floats and the codes of the next.
 template <typename T, typename Shape>
 struct Operands {
-  static constexpr int BITS = Shape::BITS, MT = Shape::MT, NT = Shape::NT, TILE_BYTES = Shape::TILE_BYTES;
+  using Codes = typename Shape::Codes;
+  static constexpr int MT = Shape::MT, NT = Shape::NT, TILE_BYTES = Shape::TILE_BYTES;
 
   uint4 x[MT];
   uint32_t w[NT][4];
-  CodeTile<T, BITS> codes[NT];
+  CodeTile<T, Codes> codes[NT];
   uint32_t x_from, codes_from;  // of this lane, in a stage
 
   __device__ __forceinline__ Operands() {
@@ -110,7 +112,7 @@ struct Operands {
   // A lane's 16 bytes hold two steps of 4-bit codes, one step of 8-bit codes.
   __device__ __forceinline__ void load_codes(uint32_t stage, int j, int step) {
     const uint32_t at = stage + codes_from + j * TILE_BYTES;
-    if constexpr (BITS == 4) {
+    if constexpr (Codes::BITS == 4) {
       const uint2 v = load_shared8(at + step * 8);
       codes[j].words[0] = v.x, codes[j].words[1] = v.y;
     } else {

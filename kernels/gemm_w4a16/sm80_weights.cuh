@@ -7,21 +7,27 @@
 
 // Zero points and scales of one group for the 16 NT rows of w of a warp, ready for use, in shared memory of its own. A lane
 // makes them of two rows, 8 apart; all that need them read them again for every 16 columns. Registers for them are taken by sums.
-template <typename T, int BITS, bool CODEBOOK, int NT, Scaling SCALING>
+template <typename T, typename Codes, int NT, Scaling SCALING>
 struct GroupTable {
-  static constexpr bool SPACED_BF16 = std::is_same<T, bf16>::value && !CODEBOOK;
+  static constexpr bool SPACED_BF16 = std::is_same<T, bf16>::value && !std::is_same<Codes, Codebook4>::value;
   // Weights, or sums, are so many times what they should be.
   static constexpr float UNIT = SCALING == Scaling::FUSED ? 0x1p-32f : 1.0f;
-  // 2^-133 times 2^127 is 2^-6; codes of row g + 8 lie four bits higher.
-  static constexpr uint32_t FACTOR_G = 0x7f007f00, FACTOR_G8 = BITS == 4 ? 0x7d007d00 : FACTOR_G;
-  static constexpr float CODE_UNIT = SPACED_BF16 ? 0x1p-6f : 1.0f;
+  // Codes, before they are scaled.
+  static constexpr float code_unit() {
+    if constexpr (SPACED_BF16) {
+      return Bf16Unit<Codes>::UNIT;
+    } else {
+      return fragment_unit<T, Codes>;
+    }
+  }
+  static constexpr float CODE_UNIT = code_unit();
 
   uint32_t to, from, low_to, low_from;  // addresses: this lane's two rows as it makes them, and as it uses them
   float scale[2];                       // of the next group
   uint32_t zero[2];
   uint32_t row;
   bool inside;
-  Levels<T, BITS, CODEBOOK> levels;
+  Levels<T, Codes> levels;
 
   __device__ __forceinline__ GroupTable(const GemmW4A16Args& args, uint32_t address, uint32_t first_row) : levels(args) {
     const uint32_t lane = threadIdx.x % 32;
@@ -47,13 +53,14 @@ struct GroupTable {
     for (int r = 0; r < 2; ++r) {
       const float code_zero = -static_cast<float>(zero[r]);
       if constexpr (SCALING == Scaling::FUSED) {  // the zero point is a power of two: one rounding is all there is
-        v[r] = both<T>(scale[r] * (BITS == 4 && r == 1 ? 0x1p97f : 0x1p101f));
+        constexpr int UP = -32 - Codes::BF16_EXPONENT;
+        v[r] = both<T>(scale[r] * power_of_two(r == 1 ? UP - Codes::HIGH_SHIFT : UP));
         v[2 + r] = both<T>(code_zero * scale[r] * UNIT);
       } else {
         if constexpr (SPACED_BF16) {
           v[r] = both<T>(code_zero * CODE_UNIT);
         } else {
-          v[r] = r == 0 ? ZeroPoint<T, BITS>::low(zero[r]) : ZeroPoint<T, BITS>::high(zero[r]);
+          v[r] = r == 0 ? ZeroPoint<T, Codes>::low(zero[r]) : ZeroPoint<T, Codes>::high(zero[r]);
         }
         const float high = to_float(from_float<T>(scale[r]));
         v[2 + r] = SCALING == Scaling::SUMS ? __float_as_uint(scale[r] / CODE_UNIT) : both<T>(high / CODE_UNIT);
@@ -78,15 +85,21 @@ struct GroupTable {
 
   // Columns 8t + 4 HALF .. + 3 of tile j, as CodeTile::fragment gives them.
   template <int HALF>
-  __device__ __forceinline__ void make(const CodeTile<T, BITS>& codes, int j, uint32_t (&p)[4]) const {
+  __device__ __forceinline__ void make(const CodeTile<T, Codes>& codes, int j, uint32_t (&p)[4]) const {
     const uint4 v = load_shared16(from + j * 128);
     if constexpr (SPACED_BF16) {
       constexpr bool FUSED = SCALING == Scaling::FUSED;
+      constexpr int UP = Bf16Unit<Codes>::EXPONENT - Codes::BF16_EXPONENT;
+      constexpr uint32_t FACTOR_G = bf16_powers(UP, UP), FACTOR_G8 = bf16_powers(UP - Codes::HIGH_SHIFT, UP - Codes::HIGH_SHIFT);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
+        const uint32_t bits = code_bits<HALF>(codes, i);
         const uint32_t factor = i % 2 == 0 ? (FUSED ? v.x : FACTOR_G) : (FUSED ? v.y : FACTOR_G8);
-        const uint32_t offset = i % 2 == 0 ? (FUSED ? v.z : v.x) : (FUSED ? v.w : v.y);
-        p[i] = fma_bf16x2(code_bits<BITS, HALF>(codes, i), factor, offset);
+        if constexpr (Codes::HAS_ZERO_POINT) {
+          p[i] = fma_bf16x2(bits, factor, i % 2 == 0 ? (FUSED ? v.z : v.x) : (FUSED ? v.w : v.y));
+        } else {
+          p[i] = mul_16x2(T(), bits, factor);
+        }
       }
     } else {
       levels.template fragment<HALF>(codes, v.x, v.y, p);

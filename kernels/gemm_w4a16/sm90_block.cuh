@@ -11,10 +11,7 @@
 #include "common/tma.cuh"
 #include "gemm_w4a16/dequant.cuh"
 
-// A word of two bf16 numbers: 2^low and 2^high; one half of `pair`, twice.
-__device__ constexpr uint32_t bf16_powers(int low, int high) {
-  return static_cast<uint32_t>(high + 127) << 23 | static_cast<uint32_t>(low + 127) << 7;
-}
+// One half of `pair`, twice.
 __device__ __forceinline__ uint32_t twice_low(uint32_t pair) { return __byte_perm(pair, 0, 0x1010); }
 __device__ __forceinline__ uint32_t twice_high(uint32_t pair) { return __byte_perm(pair, 0, 0x3232); }
 
@@ -38,28 +35,27 @@ struct GroupParameters {
 };
 
 // Codes to T: fragments of `(code - zero) UNIT`, exactly.
-template <typename T, int BITS>
+template <typename T, typename Codes>
 struct Fragments;
 
-template <int BITS>
-struct Fragments<f16, BITS> {
-  static constexpr float UNIT = 1.0f;
+template <typename Codes>
+struct Fragments<f16, Codes> {
+  static constexpr float UNIT = fragment_unit<f16, Codes>;
   uint32_t zero_g, zero_g8;
 
   __device__ __forceinline__ explicit Fragments(const GroupParameters& p)
-      : zero_g(ZeroPoint<f16, BITS>::low(p.zeros & 0xffff)), zero_g8(ZeroPoint<f16, BITS>::high(p.zeros >> 16)) {}
+      : zero_g(ZeroPoint<f16, Codes>::low(p.zeros & 0xffff)), zero_g8(ZeroPoint<f16, Codes>::high(p.zeros >> 16)) {}
   template <int HALF>
-  __device__ __forceinline__ void make(const CodeTile<f16, BITS>& codes, uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void make(const CodeTile<f16, Codes>& codes, uint32_t (&a)[4]) const {
     codes.template fragment<HALF>(zero_g, zero_g8, a);
   }
 };
 
 // By `code_bits`.
-template <int BITS>
-struct Fragments<bf16, BITS> {
-  static constexpr int LEAST = -133, HIGH_SHIFT = BITS == 4 ? 4 : 0;  // row g + 8's codes lie so much higher
-  static constexpr int EXPONENT = -6;                                 // 2^-133 times the largest power there is
-  static constexpr float UNIT = 0x1p-6f;
+template <typename Codes>
+struct Fragments<bf16, Codes> {
+  static constexpr int LEAST = Codes::BF16_EXPONENT, HIGH_SHIFT = Codes::HIGH_SHIFT, EXPONENT = Bf16Unit<Codes>::EXPONENT;
+  static constexpr float UNIT = Bf16Unit<Codes>::UNIT;
   // With the scale in the factor and a zero point that is a power of two, one rounding is all there is: the offset is
   // exact. Fragments of `(code - zero) scale SCALED_UNIT`, which leaves room for scales up to 2^26.
   static constexpr int SCALED_EXPONENT = -32;
@@ -82,19 +78,20 @@ struct Fragments<bf16, BITS> {
   }
 
   template <int HALF>
-  __device__ __forceinline__ void make(const CodeTile<bf16, BITS>& codes, uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void make(const CodeTile<bf16, Codes>& codes, uint32_t (&a)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[i] = fma_bf16x2(code_bits<BITS, HALF>(codes, i), i % 2 == 0 ? factor_g : factor_g8, i % 2 == 0 ? offset_g : offset_g8);
+      const uint32_t bits = code_bits<HALF>(codes, i), factor = i % 2 == 0 ? factor_g : factor_g8;
+      a[i] = Codes::HAS_ZERO_POINT ? fma_bf16x2(bits, factor, i % 2 == 0 ? offset_g : offset_g8) : mul_16x2(bf16(), bits, factor);
     }
   }
 };
 
 // What one thread of a warpgroup has of a block at a shared address.
-template <typename T, int BITS>
+template <typename T, typename Codes>
 struct WeightBlock {
-  static constexpr uint32_t CODE_BYTES = 1024 * BITS;
-  static constexpr int CHUNKS = BITS / 2;  // of sixteen bytes of codes
+  static constexpr uint32_t CODE_BYTES = 1024 * Codes::BITS;
+  static constexpr int CHUNKS = Codes::BITS / 2;  // of sixteen bytes of codes
 
   uint32_t codes;       // its first sixteen bytes
   uint32_t parameters;  // its rows of the first group
@@ -103,16 +100,16 @@ struct WeightBlock {
       : codes(block + thread * 16), parameters(block + CODE_BYTES + (thread / 32 * 8 + thread % 32 / 4) * 4) {}
 
   // Tile j holds columns 32 j to 32 j + 31, two steps of sixteen.
-  __device__ __forceinline__ void load(int chunk, CodeTile<T, BITS> (&tiles)[4]) const {
+  __device__ __forceinline__ void load(int chunk, CodeTile<T, Codes> (&tiles)[4]) const {
     const uint4 v = load_shared16(codes + chunk * 2048);
-    if constexpr (BITS == 4) {
+    if constexpr (Codes::BITS == 4) {
       tiles[2 * chunk] = {{v.x, v.y}};
       tiles[2 * chunk + 1] = {{v.z, v.w}};
     } else {
       tiles[chunk] = {{v.x, v.y, v.z, v.w}};
     }
   }
-  __device__ __forceinline__ void load(CodeTile<T, BITS> (&tiles)[4]) const {
+  __device__ __forceinline__ void load(CodeTile<T, Codes> (&tiles)[4]) const {
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) load(chunk, tiles);
   }

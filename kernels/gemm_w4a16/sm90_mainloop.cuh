@@ -9,21 +9,29 @@
 #include "gemm_w4a16/sm90_block.cuh"
 
 // SCALING: any but SUMS.
-template <typename T, int BITS, Scaling SCALING>
+template <typename T, typename Codes, Scaling SCALING>
 struct ScaledFragments {
+  // f16 has no room for weights that are UNIT times what they should be: their scales make up for it.
+  static constexpr bool SCALES_MAKE_UP = std::is_same<T, f16>::value && Fragments<T, Codes>::UNIT != 1.0f;
   GroupParameters parameters;
-  Fragments<T, BITS> fragments;
+  Fragments<T, Codes> fragments;
 
-  __device__ __forceinline__ explicit ScaledFragments(const GroupParameters& p) : parameters(p), fragments(of(p)) {}
-  static __device__ __forceinline__ Fragments<T, BITS> of(const GroupParameters& p) {
+  __device__ __forceinline__ explicit ScaledFragments(const GroupParameters& p) : parameters(p), fragments(of(p)) {
+    if constexpr (SCALES_MAKE_UP) {
+      const uint32_t up = both<f16>(1.0f / Fragments<T, Codes>::UNIT);
+      parameters.scales = mul_16x2(f16(), p.scales, up);
+      parameters.low_scales = mul_16x2(f16(), p.low_scales, up);
+    }
+  }
+  static __device__ __forceinline__ Fragments<T, Codes> of(const GroupParameters& p) {
     if constexpr (SCALING == Scaling::FUSED) {
-      return Fragments<T, BITS>::scaled(p);
+      return Fragments<T, Codes>::scaled(p);
     } else {
-      return Fragments<T, BITS>(p);
+      return Fragments<T, Codes>(p);
     }
   }
   template <int HALF>
-  __device__ __forceinline__ void make(const CodeTile<T, BITS>& codes, uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void make(const CodeTile<T, Codes>& codes, uint32_t (&a)[4]) const {
     fragments.template make<HALF>(codes, a);
     if constexpr (SCALING != Scaling::FUSED) {
 #pragma unroll
@@ -39,41 +47,43 @@ struct ScaledFragments {
 
 // The way that fits the weights, as types: STEPS, of sixteen columns for which a group's parameters hold, 8 where a block of w
 // is in one; what is left to multiply the sums by.
-template <typename T, int BITS, Scaling SCALING, int STEPS>
+template <typename T, typename Codes, Scaling SCALING, int STEPS>
 struct ScaledWay {
   static constexpr Scaling scaling = SCALING;
   static constexpr int steps = STEPS;
-  static constexpr float rest = 1 / (SCALING == Scaling::FUSED ? Fragments<bf16, BITS>::SCALED_UNIT : Fragments<T, BITS>::UNIT);
+  static constexpr float unit = ScaledFragments<T, Codes, SCALING>::SCALES_MAKE_UP ? 1.0f : Fragments<T, Codes>::UNIT;
+  static constexpr float rest = 1 / (SCALING == Scaling::FUSED ? Fragments<bf16, Codes>::SCALED_UNIT : unit);
 };
 
 // Of ROOMY kernels, with registers for parameters that hold for long.
-template <typename T, int BITS, bool ROOMY, typename F>
+template <typename T, typename Codes, bool ROOMY, typename F>
 __device__ __forceinline__ void by_scaling(const GemmW4A16Sm90Args& args, F run) {
   if constexpr (std::is_same<T, bf16>::value) {
-    const bool exact_offset = args.has_zero_points == 0 && (args.w_zero_point & (args.w_zero_point - 1)) == 0;
-    if (args.low_scales == 0 && args.groups == 1 && exact_offset) return run(ScaledWay<T, BITS, Scaling::FUSED, 8>());
+    const bool exact_offset =
+        !Codes::HAS_ZERO_POINT || (args.has_zero_points == 0 && (args.w_zero_point & (args.w_zero_point - 1)) == 0);
+    if (args.low_scales == 0 && args.groups == 1 && exact_offset) return run(ScaledWay<T, Codes, Scaling::FUSED, 8>());
   }
   if (args.low_scales != 0) {
-    run(ScaledWay<T, BITS, Scaling::TWO_PARTS, 2>());
+    run(ScaledWay<T, Codes, Scaling::TWO_PARTS, 2>());
   } else if (ROOMY && args.groups == 1) {
-    run(ScaledWay<T, BITS, Scaling::ONE_PART, 8>());
+    run(ScaledWay<T, Codes, Scaling::ONE_PART, 8>());
   } else {
-    run(ScaledWay<T, BITS, Scaling::ONE_PART, 2>());
+    run(ScaledWay<T, Codes, Scaling::ONE_PART, 2>());
   }
 }
 
 // Adds the products of one stage to `acc`, those of the last sixteen columns still under way at the end; `onto` is false for the
 // first of a tile; `x` describes the first box. The next fragments are made while the tensor cores work on these, by turns in `a`.
 // `previous_done` is called once the products of the stage before have ended.
-template <typename Way, typename T, int BITS, int TOKENS, typename F>
-__device__ __forceinline__ void multiply_stage(const GemmW4A16Sm90Args& args, const WeightBlock<T, BITS>& block, uint64_t x,
+template <typename Way, typename T, typename Codes, int TOKENS, typename F>
+__device__ __forceinline__ void multiply_stage(const GemmW4A16Sm90Args& args, const WeightBlock<T, Codes>& block, uint64_t x,
                                                bool onto, uint32_t (&a)[2][4], float (&acc)[TOKENS / 2],
                                                F previous_done) {
   constexpr uint64_t BOX = TOKENS * 128 / 16;  // in units of a descriptor's address
-  CodeTile<T, BITS> codes[4];
+  CodeTile<T, Codes> codes[4];
 #pragma unroll
   for (int first = 0; first < 8; first += Way::steps) {
-    const ScaledFragments<T, BITS, Way::scaling> group(
+    const ScaledFragments<T, Codes, Way::scaling> group(
         Way::scaling == Scaling::FUSED ? block.only_group(args)
                                        : block.group(args, Way::steps == 8 ? 0 : first / 2 * args.groups / 4));
 #pragma unroll

@@ -24,10 +24,10 @@ __device__ __forceinline__ void add_scaled(const GemmW4A16Sm90Args& args, const 
 // Adds to `acc` what 128 columns of a warp's ROW_TILES times sixteen rows of w make with 8 TOKEN_TILES tokens: of FLUSH parts of 32
 // columns (4 where a block of w is in one group, else 1), then their scales. `block(r)` is what a lane has of the block with rows r;
 // `x(i, j)` where it has, for `ldmatrix`, part j of eight tokens i. CODES_FIRST: all codes are loaded before the first product.
-template <typename T, int BITS, int FLUSH, bool CODES_FIRST, int ROW_TILES, int TOKEN_TILES, typename Block, typename X>
+template <typename T, typename Codes, int FLUSH, bool CODES_FIRST, int ROW_TILES, int TOKEN_TILES, typename Block, typename X>
 __device__ __forceinline__ void multiply_by_warp(const GemmW4A16Sm90Args& args, Block block, X x,
                                                  float (&acc)[ROW_TILES][TOKEN_TILES][4]) {
-  CodeTile<T, BITS> codes[ROW_TILES][4];
+  CodeTile<T, Codes> codes[ROW_TILES][4];
   if (CODES_FIRST) {
 #pragma unroll
     for (int r = 0; r < ROW_TILES; ++r) block(r).load(codes[r]);
@@ -40,7 +40,7 @@ __device__ __forceinline__ void multiply_by_warp(const GemmW4A16Sm90Args& args, 
     for (int r = 0; r < ROW_TILES; ++r) parameters[r] = block(r).group(args, FLUSH == 4 ? 0 : first * args.groups / 4);
 #pragma unroll
     for (int j = first; j < first + FLUSH; ++j) {
-      constexpr int PARTS = 8 / BITS;  // that sixteen bytes of codes hold
+      constexpr int PARTS = 8 / Codes::BITS;  // that sixteen bytes of codes hold
       if (!CODES_FIRST && j % PARTS == 0) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; ++r) block(r).load(j / PARTS, codes[r]);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void multiply_by_warp(const GemmW4A16Sm90Args& args, 
       for (int i = 0; i < TOKEN_TILES; ++i) load_matrix_x4(b[i], x(i, j));
 #pragma unroll
       for (int r = 0; r < ROW_TILES; ++r) {
-        const Fragments<T, BITS> fragments(parameters[r]);
+        const Fragments<T, Codes> fragments(parameters[r]);
         uint32_t a[2][4];
         fragments.template make<0>(codes[r][j], a[0]);
         fragments.template make<1>(codes[r][j], a[1]);

@@ -11,7 +11,7 @@
 #include "common/tile_order.cuh"
 #include "gemm_w4a16/sm90_mainloop.cuh"
 
-template <typename T, int BITS, int TOKENS, int ROW_BLOCKS>
+template <typename T, typename Codes, int TOKENS, int ROW_BLOCKS>
 struct GemmW4A16Persistent {
   static constexpr int THREADS = 128 * (ROW_BLOCKS + 1);
   // Of a thread: what the producer's warpgroup gives up, the others take.
@@ -51,10 +51,10 @@ struct GemmW4A16Persistent {
     uint32_t a[2][4];
     uint32_t previous = 0;
     for (uint32_t k_block = 0; k_block < args.k_blocks; ++k_block, ring.advance()) {
-      const WeightBlock<T, BITS> block(ring.w() + warpgroup * args.block_bytes);
+      const WeightBlock<T, Codes> block(ring.w() + warpgroup * args.block_bytes);
       const uint64_t x = matrix_descriptor(ring.x());
       barrier_wait(ring.full(), ring.parity);
-      multiply_stage<Way, T, BITS, TOKENS>(args, block, x, k_block != 0, a, acc, [&] {
+      multiply_stage<Way, T, Codes, TOKENS>(args, block, x, k_block != 0, a, acc, [&] {
         if (k_block != 0 && threadIdx.x % 32 == 0) barrier_arrive(previous);
       });
       previous = ring.empty();
@@ -87,7 +87,7 @@ struct GemmW4A16Persistent {
     wait_for_dependencies();
     for (uint32_t index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
       float acc[TOKENS / 2];
-      by_scaling<T, BITS, ROW_BLOCKS == 2>(args, [&](auto way) { accumulate(way, args, ring, acc); });
+      by_scaling<T, Codes, ROW_BLOCKS == 2>(args, [&](auto way) { accumulate(way, args, ring, acc); });
       const uint2 tile = tiles.at(index);
       // Asked once: in the loop the question costs a tenth of a tile.
       if (writer.is_gated()) {

@@ -13,7 +13,7 @@
 #include "common/wgmma.cuh"
 #include "gemm_w4a16/sm90_mma.cuh"
 
-template <typename T, int BITS, int TOKENS, int ROW_BLOCKS, int BLOCKS_PER_WARP>
+template <typename T, typename Codes, int TOKENS, int ROW_BLOCKS, int BLOCKS_PER_WARP>
 struct GemmW4A16SplitK {
   static constexpr int THREADS = 128 * ROW_BLOCKS / BLOCKS_PER_WARP;
   static constexpr int TOKEN_TILES = TOKENS / 8;
@@ -102,8 +102,8 @@ struct GemmW4A16SplitK {
     const uint32_t lane = threadIdx.x % 32, row = lane % 8;
     const uint32_t x = at.x() + row * 128 + ((lane / 8 ^ row) << 4);
     const uint32_t w = at.w() + threadIdx.x / 128 * BLOCKS_PER_WARP * args.block_bytes;
-    multiply_by_warp<T, BITS, FLUSH, true>(
-        args, [&](int r) { return WeightBlock<T, BITS>(w + r * args.block_bytes); },
+    multiply_by_warp<T, Codes, FLUSH, true>(
+        args, [&](int r) { return WeightBlock<T, Codes>(w + r * args.block_bytes); },
         [&](int i, int j) { return (x ^ j % 2 * 64) + j / 2 * Ring::BOX_BYTES + i * 1024; }, acc);
   }
 
@@ -112,14 +112,14 @@ struct GemmW4A16SplitK {
   static __device__ __forceinline__ void multiply_by_warpgroup(const GemmW4A16Sm90Args& args, const Ring& at,
                                                                Sums& acc) {
     static_assert(BLOCKS_PER_WARP == 1, "a warpgroup has 64 rows");
-    const WeightBlock<T, BITS> block(at.w() + threadIdx.x / 128 * args.block_bytes);
+    const WeightBlock<T, Codes> block(at.w() + threadIdx.x / 128 * args.block_bytes);
     const uint64_t x = matrix_descriptor(at.x()), x64 = matrix_descriptor(at.x() + Ring::BOX_BYTES);
-    CodeTile<T, BITS> codes[4];
+    CodeTile<T, Codes> codes[4];
     block.load(codes);
 #pragma unroll
     for (int first = 0; first < 4; first += FLUSH) {
       const GroupParameters parameters[1] = {block.group(args, FLUSH == 4 ? 0 : first * args.groups / 4)};
-      const Fragments<T, BITS> fragments(parameters[0]);
+      const Fragments<T, Codes> fragments(parameters[0]);
       // Columns that are started together. Of many tokens the operands of the next are made beside the products of these.
       constexpr int UNIT = TOKENS > 32 ? 1 : FLUSH;
       uint32_t a[2][UNIT][2][4];
@@ -173,7 +173,7 @@ struct GemmW4A16SplitK {
 #pragma unroll
       for (int i = 0; i < TOKEN_TILES; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) acc[r][i][j] *= 1 / Fragments<T, BITS>::UNIT;
+        for (int j = 0; j < 4; ++j) acc[r][i][j] *= 1 / Fragments<T, Codes>::UNIT;
       }
     }
   }

@@ -16,7 +16,7 @@
 #include "common/async_copy.cuh"
 #include "gemm_w4a16/sm90_mma.cuh"
 
-template <typename T, int BITS, int TOKENS, int ROW_BLOCKS, int WARPS_K, int DEPTH>
+template <typename T, typename Codes, int TOKENS, int ROW_BLOCKS, int WARPS_K, int DEPTH>
 struct GemmW4A16WarpSplitK {
   static constexpr uint32_t WARPS = ROW_BLOCKS * WARPS_K, THREADS = 32 * WARPS + 32;
   static constexpr int TOKEN_TILES = TOKENS / 8;
@@ -64,7 +64,7 @@ struct GemmW4A16WarpSplitK {
       return slots_at() + WARPS * (depth * block_bytes + (has_one_tile() ? 0 : ALL_SUM_BYTES));
     }
   };
-  static_assert(ALL_SUM_BYTES <= 1024 * BITS, "a slot has room for sums");
+  static_assert(ALL_SUM_BYTES <= 1024 * Codes::BITS, "a slot has room for sums");
 
   // x in shared memory: WARPS_K blocks of 128 columns a stage, of two boxes of 64 columns each. Where all of the slice has room
   // boxes have the rows that there are, else as many as TMA brings.
@@ -222,8 +222,8 @@ struct GemmW4A16WarpSplitK {
 #pragma unroll
           for (int i = 0; i < TOKEN_TILES; ++i) x[i] = stages.x() + rows[i];
           const uint32_t w = reader.at(slot), box_bytes = stages.box_bytes;
-          multiply_by_warp<T, BITS, FLUSH, false>(
-              args, [&](int r) { return WeightBlock<T, BITS>(w, r * 32 + lane); },
+          multiply_by_warp<T, Codes, FLUSH, false>(
+              args, [&](int r) { return WeightBlock<T, Codes>(w, r * 32 + lane); },
               [&](int i, int j) { return (x[i] ^ j % 2 * 64) + j / 2 * box_bytes; }, acc);
           __syncwarp();
           reader.ask(slot);
@@ -237,7 +237,7 @@ struct GemmW4A16WarpSplitK {
       for (int r = 0; r < 4; ++r) {
 #pragma unroll
         for (int i = 0; i < TOKEN_TILES; ++i) {
-          constexpr float UNIT = 1 / Fragments<T, BITS>::UNIT;
+          constexpr float UNIT = 1 / Fragments<T, Codes>::UNIT;
           const float(&v)[4] = acc[r][i];
           sums(warp, r, i) = make_float4(v[0] * UNIT, v[1] * UNIT, v[2] * UNIT, v[3] * UNIT);
         }

@@ -133,6 +133,13 @@ typedef struct RepackPart {
   uint32_t row_stride;
 } RepackPart;
 
+/* FP8 codes of four columns in a 32-bit word of fragments8 or blocks16, for kernels that make floats of a type of them. */
+enum {
+  LOWBIT_E4M3_NONE = 0, /* no FP8: the codes are the word's bytes */
+  LOWBIT_E4M3_F16 = 1,
+  LOWBIT_E4M3_BF16 = 2,
+};
+
 /* One weight [n, k] and one thing that is made of it. */
 typedef struct RepackArgs {
   RepackPart parts[LOWBIT_REPACK_PARTS]; /* `first` is UINT32_MAX in those there are not */
@@ -156,4 +163,5 @@ typedef struct RepackArgs {
   uint32_t block_groups;                 /* blocks16, blocks4: groups of a block; 0: no scales */
   uint32_t low_scales;                   /* blocks16: scales are in two parts */
   uint32_t has_zero_points;              /* blocks16: zero points lie beside scales */
+  uint32_t e4m3;                         /* fragments8, blocks16: LOWBIT_E4M3_* */
 } RepackArgs;

@@ -73,6 +73,18 @@ __device__ __forceinline__ uint2 bytes8(const RepackArgs& args, uint32_t row, ui
   return make_uint2(word[0], word[1]);
 }
 
+// Codes of columns 0 to 3, a byte each, as kernels of FP8 weights find them: those of 0 and 1 where sixteen bits of a float have sign,
+// lower exponent and mantissa, those of 2 and 3 in the bits between (docs/formats.md).
+__device__ __forceinline__ uint32_t arrange_e4m3(const RepackArgs& args, uint32_t codes) {
+  if (args.e4m3 == LOWBIT_E4M3_NONE) return codes;
+  const uint32_t first = __byte_perm(codes, 0, 0x4140), second = __byte_perm(codes, 0, 0x4342);
+  const uint32_t signs = (first & 0x00800080) << 8;
+  if (args.e4m3 == LOWBIT_E4M3_F16) {
+    return signs | (first & 0x007f007f) << 7 | (second & 0x00800080) << 7 | (second & 0x007f007f);
+  }
+  return signs | (first & 0x007f007f) << 4 | (second & 0x00800080) << 4 | (second & 0x000f000f) | (second & 0x00700070) << 8;
+}
+
 __device__ __forceinline__ uint32_t unit_index() { return blockIdx.x * LOWBIT_REPACK_THREADS + threadIdx.x; }
 
 __device__ __forceinline__ uint4* out16(const RepackArgs& args, uint32_t unit) { return static_cast<uint4*>(args.out) + unit; }
@@ -105,7 +117,8 @@ extern "C" __global__ void repack_fragments8(const __grid_constant__ RepackArgs 
   const uint32_t slices = (args.k + 63) / 64 * 2, lane = unit % 32, slice = unit / 32 % slices, tile = unit / 32 / slices;
   const uint32_t row = tile * 16 + lane / 4, column = slice * 32 + lane % 4 * 8;
   const uint2 low = bytes8(args, row, column), high = bytes8(args, row + 8, column);
-  *out16(args, unit) = make_uint4(low.x, low.y, high.x, high.y);
+  *out16(args, unit) = make_uint4(arrange_e4m3(args, low.x), arrange_e4m3(args, low.y), arrange_e4m3(args, high.x),
+                                  arrange_e4m3(args, high.y));
 }
 
 // [n, k] bytes, a unit sixteen of them wherever rows begin.
@@ -162,6 +175,7 @@ __device__ void blocks16(const RepackArgs& args) {
           words[j] |= value_at(args, row + j / 2 * 8, c) << (8 * i);
         }
       }
+      words[j] = arrange_e4m3(args, words[j]);
     }
   } else {
     const uint32_t first = (at - code_units) * 8, group = first / 64 / planes, plane = first / 64 % planes;

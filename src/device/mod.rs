@@ -27,7 +27,7 @@ pub use tensor::Tensor;
 
 use crate::dtype::{DType, HostData};
 use crate::error::{Error, Result};
-use crate::quant::{ActQuant, LinearWeight, Scheme};
+use crate::quant::{ActQuant, LinearWeight};
 
 /// Where tensors live and ops run.
 #[derive(Debug, Clone)]
@@ -184,19 +184,6 @@ impl Device {
     /// Waits for everything enqueued and reports faults.
     pub fn synchronize(&self) -> Result<()> {
         dispatch!(self, synchronize())
-    }
-
-    /// Fails when this device has no kernel for linear layers of `scheme`. Asked before a model's weights are read.
-    ///
-    /// # Errors
-    /// `Unsupported`, naming the scheme.
-    pub fn check_scheme(&self, scheme: &Scheme) -> Result<()> {
-        let _ = scheme;
-        match self {
-            Device::Cpu(_) | Device::Meta(_) => Ok(()),
-            #[cfg(lowbit_cuda)]
-            Device::Cuda(_) => cuda::ops::check_scheme(scheme),
-        }
     }
 
     /// Repacks a canonical weight into this device's kernel layout and moves it there. The only maker of

@@ -55,9 +55,6 @@ impl Model {
         for note in checkpoint.check(&spec.expected())? {
             tracing::info!("{note}");
         }
-        for linear in spec.linears() {
-            device.check_scheme(&checkpoint.linear_scheme(&linear.name)?)?;
-        }
         MemoryPlan::of_checkpoint(checkpoint, limits, device.into())?.check(device.memory()?.0)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         progress(0, spec.layers.len());

@@ -73,14 +73,12 @@ fn linear_layers(device: &Device) {
         q.zeros.fill(0.0);
         q.encoding = Encoding::Codebook(Codebook::NF4);
         weights.push((format!("nf4 {n} {k}"), weight));
-        if device.name() == "cpu" {
-            let mut weight = random.weight(WeightCase { n, k, bits: 8, group_size: 128, ..case });
-            let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
-            q.zeros.fill(0.0);
-            q.codes.iter_mut().for_each(|code| *code &= 0xf7); // none is NaN
-            q.encoding = Encoding::E4m3;
-            weights.push((format!("fp8 {n} {k}"), weight));
-        }
+        let mut weight = random.weight(WeightCase { n, k, bits: 8, group_size: 128, ..case });
+        let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };
+        q.zeros.fill(0.0);
+        q.codes.iter_mut().for_each(|code| *code &= 0xf7); // none is NaN
+        q.encoding = Encoding::E4m3;
+        weights.push((format!("fp8 {n} {k}"), weight));
         for bias in [None, Some(random.normals(n))] {
             let data = HostData::from_f32(DType::BF16, random.normals(n * k));
             let what = format!("dense {n} {k} bias {}", bias.is_some());

@@ -31,21 +31,8 @@ fn fp8(random: &mut Random, case: WeightCase) -> LinearWeight {
     weight
 }
 
-/// There are no kernels for these weights on a GPU yet, which is to be said before anything else is done.
-fn refused_on_gpu(device: &Device) -> bool {
-    let is_gpu = device.name() == "cuda";
-    if is_gpu {
-        let error = device.pack(fp8(&mut Random::new(1), CASE)).expect_err("no kernel takes it");
-        assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("FP8"), "{error}");
-    }
-    is_gpu
-}
-
 /// One weight a row, of each code, times 1: its value as the format's definition gives it.
 fn every_code(device: &Device) {
-    if refused_on_gpu(device) {
-        return;
-    }
     let codes: Vec<u8> = (0..=u8::MAX).filter(|code| code & 0x7f != 0x7f).collect();
     let value = |&code: &u8| {
         let (sign, exponent, mantissa) = (i32::from(code >> 7), i32::from(code >> 3 & 15), f64::from(code & 7));
@@ -88,9 +75,6 @@ fn case(device: &Device, m: usize, case: WeightCase) {
 }
 
 fn layers(device: &Device) {
-    if refused_on_gpu(device) {
-        return;
-    }
     for (n, k) in super::linear::SHAPES {
         for group_size in [3, 48, 128, usize::MAX] {
             case(device, 9, WeightCase { n, k, group_size, bias: n % 2 == 1, act_order: k % 2 == 1, ..CASE });
@@ -103,9 +87,6 @@ fn layers(device: &Device) {
 }
 
 fn rows(device: &Device) {
-    if refused_on_gpu(device) {
-        return;
-    }
     for m in ROWS {
         case(device, m, CASE);
         case(device, m, WeightCase { n: 17, k: 200, group_size: usize::MAX, bias: true, ..CASE });
@@ -114,9 +95,6 @@ fn rows(device: &Device) {
 
 /// Scales so large or small that what is folded into them would not fit, and zero.
 fn extreme_scales(device: &Device) {
-    if refused_on_gpu(device) {
-        return;
-    }
     for scale in [0.0, 1e-36, 1e-30, 1e30, 1e34] {
         let mut random = Random::new(5);
         let mut weight = fp8(&mut random, CASE);
@@ -127,9 +105,6 @@ fn extreme_scales(device: &Device) {
 }
 
 fn rejects(device: &Device) {
-    if refused_on_gpu(device) {
-        return;
-    }
     let refused = |change: fn(&mut QuantWeight), reason: &str| {
         let mut weight = fp8(&mut Random::new(1), CASE);
         let Weight::Quant(q) = &mut weight.weight else { panic!("a quantized weight") };

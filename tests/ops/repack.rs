@@ -190,6 +190,37 @@ mod cuda {
         }
     }
 
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn fp8() {
+        for device in devices() {
+            for (n, k, group_size) in [(17, 64, 64), (48, 136, 32), (80, 640, 128), (130, 400, usize::MAX), (9, 37, 37)]
+            {
+                let case = WeightCase {
+                    n,
+                    k,
+                    bits: 8,
+                    group_size,
+                    symmetric: true,
+                    act_order: k == 136,
+                    bias: false,
+                    activation: ActQuant::None,
+                };
+                let weight = Random::new(k as u64).weight(case);
+                let Weight::Quant(q) = &weight.weight else { panic!("a quantized weight") };
+                let codes = q.codes.iter().map(|&code| code - u8::from(code & 0x7f == 0x7f)).collect();
+                let q = QuantWeight { encoding: Encoding::E4m3, zeros: vec![0.0; q.zeros.len()], codes, ..q.clone() };
+                let weight = quantized(&weight, q.clone());
+                let stored = quantized(&weight, as_stored(&q, |_| Storage::Bytes { offset: 0 }));
+                let what = format!("fp8 of {case:?}, {} scales", device.dtype());
+                assert_same(&what, &device, &weight, stored.clone(), Epilogue::NONE);
+                if n.is_multiple_of(16) {
+                    assert_same(&format!("gated {what}"), &device, &weight, stored, SWIGLU);
+                }
+            }
+        }
+    }
+
     /// Copies that take both page-locked buffers more than once.
     #[test]
     #[ignore = "needs a CUDA device"]

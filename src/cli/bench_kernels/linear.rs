@@ -74,6 +74,7 @@ impl Layer {
             Op::W4a16Norm => Layer { norm: true, ..w4a16 },
             Op::W4a16ActOrder => Layer { norm: true, act_order: true, ..w4a16 },
             Op::W8a16 => Layer::plain(DummyScheme::WeightOnly(8, 128), Unit::Float16),
+            Op::Fp8a16 => Layer::plain(DummyScheme::Fp8(128), Unit::Float16),
             Op::Dense => Layer::DENSE,
             _ => return None,
         })

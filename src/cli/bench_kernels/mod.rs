@@ -48,7 +48,7 @@ large matrices, or of any product of the run that was faster.
   `x int8` and `x 16-bit` are the speed relative to cuBLASLt at the same shape: its plain int8 product (32-bit sums, no \
 scales) and its product of 16-bit weights. A dash: it has no kernel for the shape, or runs the op itself. `x plain` is the \
 speed relative to the op without what the name adds (w8a8 of w8a8_swiglu, w8a8_u8 and llm_int8, w4a8 of w4a8_progressive, w4a16 of w4a16_asymmetric, \
-w4a16_fine_scales and w4a16_norm, w4a16_norm of w4a16_act_order), where the run has both.
+w4a16_fine_scales and w4a16_norm, w4a16_norm of w4a16_act_order, w8a16 of fp8a16), where the run has both.
 
 Example: lowbit bench kernels --op w8a8 --shapes 4096x4096,28672x4096 --rows 1,16,64,1024";
 
@@ -128,6 +128,8 @@ enum Op {
     W4a16ActOrder,
     /// Linear: 8-bit weights in groups of 128, 16-bit activations.
     W8a16,
+    /// Linear: FP8 weights (e4m3) in groups of 128, 16-bit activations.
+    Fp8a16,
     /// Linear: 16-bit weights and activations.
     Dense,
     /// RMSNorm of rows of 4096, to floats and to int8.
@@ -152,6 +154,7 @@ impl Op {
             Op::W4a8Progressive => Some(Op::W4a8),
             Op::W4a16Asymmetric | Op::W4a16FineScales | Op::W4a16Norm => Some(Op::W4a16),
             Op::W4a16ActOrder => Some(Op::W4a16Norm),
+            Op::Fp8a16 => Some(Op::W8a16),
             _ => None,
         }
     }
@@ -361,7 +364,7 @@ mod tests {
         let names: Vec<String> = Op::value_variants().iter().map(|op| op.name()).collect();
         let int8 = ["w8a8", "w8a8_swiglu", "w8a8_u8", "llm_int8", "w4a8", "w4a8_progressive"];
         let w4a16 = ["w4a16", "w4a16_asymmetric", "w4a16_fine_scales", "w4a16_norm", "w4a16_act_order"];
-        assert_eq!(names[..13], [&int8[..], &w4a16, &["w8a16", "dense"]].concat());
+        assert_eq!(names[..14], [&int8[..], &w4a16, &["w8a16", "fp8a16", "dense"]].concat());
         for op in Op::value_variants() {
             assert_eq!(serde_json::to_value(op).expect("serializes"), op.name());
         }

@@ -9,7 +9,7 @@ use crate::device::cuda::kernel::{Grid, u32_of};
 use crate::device::cuda::op_kernel::OpKernel;
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
-use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight as HostWeight};
+use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Weight as HostWeight};
 
 /// Warps of a block, each with a column of y, and rows it takes.
 const WARPS: usize = abi::GEMM_ANY_WARPS as usize;
@@ -24,6 +24,8 @@ pub(super) enum Any {
     Quant,
     /// Codes of a codebook, floats as activations.
     Codebook,
+    /// FP8 codes, floats as activations.
+    E4m3,
     /// Affine codes, int8 activations.
     Int8,
     /// The same, rows with outliers.
@@ -35,7 +37,8 @@ impl Any {
     pub(super) fn of(weight: &LinearWeight) -> Self {
         match (&weight.weight, weight.activation) {
             (HostWeight::Dense { .. }, _) => Any::Dense,
-            (HostWeight::Quant(q), _) if q.encoding.codebook().is_some() => Any::Codebook,
+            (HostWeight::Quant(QuantWeight { encoding: Encoding::Codebook(_), .. }), _) => Any::Codebook,
+            (HostWeight::Quant(QuantWeight { encoding: Encoding::E4m3, .. }), _) => Any::E4m3,
             (_, ActQuant::None) => Any::Quant,
             (_, ActQuant::LlmInt8 { .. }) => Any::LlmInt8,
             _ => Any::Int8,
@@ -61,7 +64,7 @@ impl GemmFamily for Any {
 
     /// Those of canonical codes find gate and up where they are.
     fn interleaves_gate_and_up(&self) -> bool {
-        matches!(self, Any::Dense | Any::Codebook)
+        matches!(self, Any::Dense | Any::Codebook | Any::E4m3)
     }
 
     fn code_bytes(&self, n: usize, k: usize) -> usize {
@@ -74,7 +77,7 @@ impl GemmFamily for Any {
             on_host: Box::new(move |q| HostData::U8(q.codes.to_vec())),
             parameters: Some(Parameters {
                 order: Order::ByRow,
-                zero_points: !matches!(self, Any::Codebook),
+                zero_points: !matches!(self, Any::Codebook | Any::E4m3),
                 sums: false,
             }),
             row_scales: None,
@@ -90,6 +93,7 @@ impl GemmFamily for Any {
             Any::Dense => "dense",
             Any::Quant => "quant",
             Any::Codebook => "codebook",
+            Any::E4m3 => "e4m3",
             Any::Int8 => "int8",
             Any::LlmInt8 => "llm_int8",
         }
@@ -146,7 +150,7 @@ mod tests {
     fn every_kind_has_a_kernel() {
         for dtype in [DType::F16, DType::BF16] {
             let p = Problem { dtype, ..h200_problem(9, 7) };
-            let all = [Any::Dense, Any::Quant, Any::Codebook, Any::Int8, Any::LlmInt8];
+            let all = [Any::Dense, Any::Quant, Any::Codebook, Any::E4m3, Any::Int8, Any::LlmInt8];
             embedded::assert_has("gemm_any/any", all.map(|any| any.launch(&p, any, 1).function).to_vec());
         }
     }

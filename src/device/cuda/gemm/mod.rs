@@ -27,4 +27,4 @@ mod weight;
 pub(crate) use linear::{linear, linear_codes};
 pub(crate) use planning::packed_bytes;
 pub(crate) use weight::CudaPacked;
-pub(crate) use weight::{check_epilogue, check_scheme, pack};
+pub(crate) use weight::{check_epilogue, pack};

@@ -2,10 +2,13 @@
 
 use super::any::Any;
 use super::family::{GemmFamily, Target};
+use super::layout::e4m3::arrange_all;
 use super::pack::pack_on_host;
 use super::packed::Packed;
 use super::w4a8::sm80::W4A8Sm80;
+use super::w4a16::codes::Codes;
 use super::w4a16::sm80::W4A16Sm80;
+use super::w4a16::sm90::W4A16Sm90;
 use super::w8a8::sm80::W8A8Sm80;
 use super::w8a8::sm90::W8A8Sm90;
 use crate::dtype::{DType, HostData};
@@ -86,7 +89,11 @@ fn fragments_hold_every_code_where_the_documentation_says() {
                     host
                 } else {
                     let (family, host) = host_packed::<W4A16Sm80>(&q, activation, false).expect("accepted");
-                    assert_eq!(family.bits, container, "{n} {k} {bits}");
+                    assert_eq!(
+                        family.codes,
+                        if container == 4 { Codes::Uint4 } else { Codes::Uint8 },
+                        "{n} {k} {bits}"
+                    );
                     host
                 };
                 let bytes = u8s(&host.codes);
@@ -99,6 +106,30 @@ fn fragments_hold_every_code_where_the_documentation_says() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// FP8 codes lie where those of 8 bits do, arranged within each word.
+#[test]
+fn fp8_lies_as_eight_bits_do() {
+    for (n, k, group_size) in [(1, 16, 16), (17, 80, 32), (70, 272, 128)] {
+        let bytes = symmetric(n, k, 8, group_size);
+        let zeros = vec![0.0; bytes.zeros.len()];
+        let scales = vec![0.5; bytes.scales.len()];
+        let bytes = QuantWeight { zeros, scales, ..bytes };
+        let fp8 = QuantWeight { encoding: Encoding::E4m3, ..bytes.clone() };
+        let arranged = |bytes: &HostData| arrange_all(u8s(bytes).to_vec(), DType::F16);
+        let (_, plain) = host_packed::<W4A16Sm80>(&bytes, ActQuant::None, false).expect("accepted");
+        let (_, packed) = host_packed::<W4A16Sm80>(&fp8, ActQuant::None, false).expect("accepted");
+        assert_eq!(u8s(&packed.codes), arranged(&plain.codes), "fragments of {n} x {k}");
+        assert_eq!(packed.scales, plain.scales);
+        let (family, plain) = host_packed::<W4A16Sm90>(&bytes, ActQuant::None, true).expect("accepted");
+        let (_, packed) = host_packed::<W4A16Sm90>(&fp8, ActQuant::None, true).expect("accepted");
+        let blocks = |data: &HostData| u8s(data).chunks(family.shape.bytes()).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        for (packed, plain) in blocks(&packed.codes).iter().zip(blocks(&plain.codes)) {
+            let (codes, scales) = plain.split_at(64 * 128);
+            assert_eq!(packed[..], [arrange_all(codes.to_vec(), DType::F16), scales.to_vec()].concat(), "{n} x {k}");
         }
     }
 }

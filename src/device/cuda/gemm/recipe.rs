@@ -29,6 +29,8 @@ pub(super) struct Repack {
     pub(super) steps: bool,
     /// In fragments of 4 bits: where in a word a code lies.
     pub(super) nibbles: Nibbles,
+    /// FP8 codes, arranged for floats of this type.
+    pub(super) e4m3: Option<DType>,
     /// Where weights lie in blocks: what a block has beside its codes.
     pub(super) block: Block,
 }
@@ -47,6 +49,6 @@ pub(super) struct Block {
 impl Repack {
     /// `bytes` of plain codes in no blocks; as steps where `steps`.
     pub(super) fn new(kernel: OpKernel, dtype: DType, bytes: usize, steps: bool) -> Self {
-        Repack { kernel, dtype, bytes, steps, nibbles: [[0; 4]; 2], block: Block::default() }
+        Repack { kernel, dtype, bytes, steps, nibbles: [[0; 4]; 2], e4m3: None, block: Block::default() }
     }
 }

@@ -6,6 +6,7 @@ use std::ffi::c_void;
 
 use rayon::prelude::*;
 
+use super::layout::e4m3::arrangement;
 use super::packed::{Order, Packed, Parameters};
 use super::recipe::Repack;
 use crate::device::cuda::context::CudaDevice;
@@ -113,6 +114,7 @@ impl Repack {
             block_groups: self.block.groups as u32,
             low_scales: u32::from(self.block.low_scales),
             has_zero_points: u32::from(self.block.zero_points),
+            e4m3: self.e4m3.map_or(abi::LOWBIT_E4M3_NONE, arrangement),
             ..common
         }
     }

@@ -40,6 +40,7 @@ mod tests {
     use crate::device::cuda::gemm::w4a8::sm80::W4A8Sm80;
     use crate::device::cuda::gemm::w4a8::sm90::W4A8Sm90;
     use crate::device::cuda::gemm::w4a16::blocks::BlockShape;
+    use crate::device::cuda::gemm::w4a16::codes::Codes;
     use crate::device::cuda::gemm::w4a16::scale_parts::ScaleParts;
     use crate::device::cuda::gemm::w4a16::sm80::W4A16Sm80;
     use crate::device::cuda::gemm::w4a16::sm90::W4A16Sm90;
@@ -47,8 +48,8 @@ mod tests {
     use crate::device::cuda::gemm::w8a8::sm90::W8A8Sm90;
     use crate::device::{Activation, Epilogue, Output};
 
-    const BLOCK: BlockShape = BlockShape { bits: 4, groups: 1, low_scales: false, zero_points: false };
-    const FULL_BLOCK: BlockShape = BlockShape { bits: 8, groups: 4, low_scales: true, zero_points: true };
+    const BLOCK: BlockShape = BlockShape { codes: Codes::Uint4, groups: 1, low_scales: false, zero_points: false };
+    const FULL_BLOCK: BlockShape = BlockShape { codes: Codes::Uint8, groups: 4, low_scales: true, zero_points: true };
 
     /// Shapes of 4-bit blocks, of `k` columns.
     fn nibbles(k: usize) -> [NibbleShape; 3] {
@@ -61,7 +62,7 @@ mod tests {
     macro_rules! for_each_family {
         ($k:expr, $f:ident) => {{
             let [nibbles, ternary, factored] = nibbles($k);
-            for shape in [BLOCK, BlockShape { bits: 8, ..BLOCK }, FULL_BLOCK] {
+            for shape in [BLOCK, BlockShape { codes: Codes::Uint8, ..BLOCK }, FULL_BLOCK] {
                 $f!(&W4A16Sm90 { shape });
             }
             for shape in [nibbles, ternary, factored] {
@@ -73,9 +74,10 @@ mod tests {
             }
             for bits in [4, 8] {
                 $f!(&W4A8Sm80 { bits, asymmetric: false });
-                $f!(&W4A16Sm80 { bits, codebook: false, scale_parts: ScaleParts::One });
             }
-            $f!(&W4A16Sm80 { bits: 4, codebook: true, scale_parts: ScaleParts::One });
+            for codes in [Codes::Uint4, Codes::Uint8, Codes::Codebook4] {
+                $f!(&W4A16Sm80 { codes, scale_parts: ScaleParts::One });
+            }
         }};
     }
 
@@ -112,7 +114,7 @@ mod tests {
                 }
                 let [nibbles, ternary, factored] = nibbles(k);
                 add!(&W4A16Sm90 { shape: BLOCK });
-                add!(&W4A16Sm90 { shape: BlockShape { bits: 8, ..BLOCK } });
+                add!(&W4A16Sm90 { shape: BlockShape { codes: Codes::Uint8, ..BLOCK } });
                 add!(&W4A8Sm90 { shape: nibbles });
                 add!(&W4A8Sm90 { shape: ternary });
                 add!(&W4A8Sm90 { shape: factored });

@@ -14,8 +14,8 @@ use crate::device::cuda::kernel::u32_of;
 use crate::device::cuda::memory::Buffer;
 use crate::device::{Activation, Epilogue, Output};
 use crate::dtype::HostData;
-use crate::error::{Error, Result};
-use crate::quant::{ActQuant, Encoding, LinearWeight, Scheme, Weight as HostWeight};
+use crate::error::Result;
+use crate::quant::{ActQuant, LinearWeight, Weight as HostWeight};
 
 /// A weight in the layout of one family, on the GPU.
 #[derive(Debug)]
@@ -194,22 +194,6 @@ pub(crate) fn check_epilogue(device: &CudaDevice, weight: &LinearWeight, epilogu
     first_family!(weight, Target::of(device), family => family.check_epilogue(weight, epilogue))
 }
 
-/// Whether some family of kernels takes codes of `encoding`.
-fn has_kernels(encoding: Encoding) -> bool {
-    encoding != Encoding::E4m3
-}
-
-/// Fails for what no family of kernels takes.
-pub(crate) fn check_scheme(scheme: &Scheme) -> Result<()> {
-    if !has_kernels(scheme.encoding) {
-        return Err(Error::unsupported(
-            format!("FP8 weights ({scheme}) on a GPU"),
-            "Run the model on the CPU (--device cpu), or use one with integer weights",
-        ));
-    }
-    Ok(())
-}
-
 /// Checks `weight` and moves it to the GPU in the layout of the kernels that will run it.
 /// Beside it comes the order of its columns that the producer of its input must apply.
 ///
@@ -222,10 +206,6 @@ pub(crate) fn pack(
 ) -> Result<(CudaPacked, Option<Vec<u32>>)> {
     check(&weight)?;
     epilogue.check(&weight)?;
-    // A scheme tells whether zero points are the middle, for which all of them are read: only a weight that fails has it made.
-    if matches!(&weight.weight, HostWeight::Quant(q) if !has_kernels(q.encoding)) {
-        check_scheme(&weight.scheme())?;
-    }
     // Kernels of sm_90 multiply by factors, others have the weight in int8.
     if let Some((q, factored)) = weight.factored()
         && !device.uses_sm90()

@@ -16,7 +16,7 @@ pub(crate) use rope::rope;
 pub(crate) use tensors::{download, memory, synchronize, upload, write, zeros};
 
 pub(crate) use super::attention::{attention, check_attention, kv_write};
-pub(crate) use super::gemm::{check_epilogue, check_scheme, linear, linear_codes, pack};
+pub(crate) use super::gemm::{check_epilogue, linear, linear_codes, pack};
 
 #[cfg(test)]
 mod tests {

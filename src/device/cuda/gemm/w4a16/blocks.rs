@@ -4,7 +4,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::codes::{Codes, largest};
 use crate::device::cuda::gemm::layout::blocks::{COLUMNS, ROWS};
+use crate::device::cuda::gemm::layout::e4m3::arrange;
 use crate::dtype::DType;
 use crate::quant::QuantWeight;
 
@@ -15,8 +17,8 @@ const FUSED_SCALES: std::ops::Range<f32> = 1.0 / (1u64 << 60) as f32..(1u64 << 2
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockShape {
-    /// Of a code: 4 or 8.
-    pub(crate) bits: usize,
+    /// What codes stand for.
+    pub(crate) codes: Codes,
     /// Groups, of equally many columns: 1, 2 or 4.
     pub(crate) groups: usize,
     /// Scales are the sum of two 16-bit floats; else one is enough, and of a usual size.
@@ -32,14 +34,15 @@ impl BlockShape {
     pub(crate) fn of(q: &QuantWeight, dtype: DType) -> Option<Self> {
         let per_channel = q.groups() == 1;
         let whole_groups = per_channel || q.group_size.is_multiple_of(32);
-        if !q.encoding.is_affine()
+        let codes = Codes::of(q);
+        if codes == Codes::Codebook4
             || !whole_groups
             || !q.k.is_multiple_of(8)
             || q.zeros.par_iter().any(|z| z.fract() != 0.0)
         {
             return None;
         }
-        let largest = (1u32 << q.bits) as f32;
+        let largest = largest(q);
         let scales = q.scales.par_iter().map(|&scale| Held::of(scale, largest, dtype)).max()?;
         if scales == Held::Not {
             return None;
@@ -51,7 +54,7 @@ impl BlockShape {
             _ => 4,
         };
         Some(BlockShape {
-            bits: if q.bits <= 4 { 4 } else { 8 },
+            codes,
             groups,
             low_scales: scales == Held::InTwo,
             zero_points: q.zeros.par_iter().any(|&z| z != q.zeros[0]),
@@ -64,7 +67,7 @@ impl BlockShape {
     }
 
     fn code_bytes(&self) -> usize {
-        ROWS * COLUMNS * self.bits / 8
+        ROWS * COLUMNS * self.codes.bits() / 8
     }
 
     /// Sets of 64 16-bit values beside the codes, for each group.
@@ -80,7 +83,7 @@ impl BlockShape {
         bytes.par_chunks_mut(row_bytes).enumerate().for_each(|(row_block, bytes)| {
             for (k_block, bytes) in bytes.chunks_exact_mut(self.bytes()).enumerate() {
                 let (codes, parameters) = bytes.split_at_mut(self.code_bytes());
-                self.pack_codes(q, row_block * ROWS, k_block * COLUMNS, codes);
+                self.pack_codes(q, dtype, row_block * ROWS, k_block * COLUMNS, codes);
                 self.pack_parameters(q, dtype, row_block * ROWS, k_block * COLUMNS, parameters);
             }
         });
@@ -88,20 +91,23 @@ impl BlockShape {
     }
 
     /// A thread's sixteen bytes follow each other, those of 128 threads make 2 KB: 64 columns of 4 bits, 32 of 8 bits.
-    fn pack_codes(&self, q: &QuantWeight, first_row: usize, first_column: usize, bytes: &mut [u8]) {
+    fn pack_codes(&self, q: &QuantWeight, dtype: DType, first_row: usize, first_column: usize, bytes: &mut [u8]) {
         for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
             let (part, thread, j) = (at / 512, at / 4 % 128, at % 4);
             let (warp, g, t) = (thread / 32, thread % 32 / 4, thread % 4);
-            let step = if self.bits == 4 { 4 * part + j } else { 2 * part + j % 2 };
+            let is_nibbles = self.codes.bits() == 4;
+            let step = if is_nibbles { 4 * part + j } else { 2 * part + j % 2 };
             let code = |half: usize, i: usize| {
                 let row = first_row + warp * 16 + half * 8 + g;
                 let column = first_column + step * 16 + i / 2 * 8 + 2 * t + i % 2;
                 if row < q.n && column < q.k { u32::from(q.codes[row * q.k + column]) } else { 0 }
             };
-            let value: u32 = if self.bits == 4 {
-                (0..8).map(|i| code(i % 2, i / 2) << (4 * (i % 2 + 2 * (i / 4) + 4 * (i / 2 % 2)))).sum()
-            } else {
-                (0..4).map(|i| code(j / 2, i) << (8 * i)).sum()
+            let value: u32 = match self.codes {
+                _ if is_nibbles => {
+                    (0..8).map(|i| code(i % 2, i / 2) << (4 * (i % 2 + 2 * (i / 4) + 4 * (i / 2 % 2)))).sum()
+                }
+                Codes::E4m3 => arrange(std::array::from_fn(|i| code(j / 2, i) as u8), dtype),
+                _ => (0..4).map(|i| code(j / 2, i) << (8 * i)).sum(),
             };
             word.copy_from_slice(&value.to_le_bytes());
         }
@@ -194,7 +200,7 @@ mod tests {
     fn worked_block_is_as_documented() {
         let q = worked();
         let shape = BlockShape::of(&q, DType::F16).expect("a block holds it");
-        assert_eq!(shape, BlockShape { bits: 4, groups: 1, low_scales: false, zero_points: false });
+        assert_eq!(shape, BlockShape { codes: Codes::Uint4, groups: 1, low_scales: false, zero_points: false });
         let bytes = shape.pack(&q, DType::F16);
         assert_eq!(bytes.len(), 4096 + 128);
         // Thread 0: rows 0 and 8, columns 0 1 8 9 of the first sixteen. Thread 5: rows 1 and 9, columns 2 3 10 11.
@@ -235,7 +241,7 @@ mod tests {
                         let (warp, half, g) = (r / 16, r % 16 / 8, r % 8);
                         let (step, t, i) = (c / 16, c % 8 / 2, c % 2 + c % 16 / 8 * 2);
                         let thread = warp * 32 + g * 4 + t;
-                        let code = if shape.bits == 4 {
+                        let code = if shape.codes == Codes::Uint4 {
                             let word = word(block, step / 4 * 512 + thread * 4 + step % 4);
                             (word >> (4 * (half + 2 * (i / 2) + 4 * (i % 2))) & 15) as u8
                         } else {

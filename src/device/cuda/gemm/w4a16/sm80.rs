@@ -5,11 +5,13 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::codes::{Codes, largest};
 use super::scale_parts::ScaleParts;
 use crate::device::cuda::context::{COUNTERS, WORKSPACE_BYTES};
 use crate::device::cuda::embedded::abi::{self, GemmW4A16Args, GemmW4A16Sm80Args, LinearOut};
 use crate::device::cuda::embedded::configs::gemm_w4a16::{GEMV, Gemv, SM80_STREAM_K, Sm80StreamK};
 use crate::device::cuda::gemm::family::{GemmFamily, Input, Launch, Plan, Problem, Target, Weight};
+use crate::device::cuda::gemm::layout::e4m3::arrange_all;
 use crate::device::cuda::gemm::layout::fragments::{
     NIBBLES_16BIT, NIBBLES_CODEBOOK, TILE, fragment_bytes, fragments4, fragments8, padded_n,
 };
@@ -40,10 +42,8 @@ const TWO_TILES_US: f64 = 2.24;
 /// Codes in fragment order for 16-bit activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct W4A16Sm80 {
-    /// Of a code: 4 or 8.
-    pub(crate) bits: usize,
-    /// Codes are those of a codebook.
-    pub(crate) codebook: bool,
+    /// What codes stand for.
+    pub(crate) codes: Codes,
     /// How many floats of the activation type a scale is.
     pub(crate) scale_parts: ScaleParts,
 }
@@ -163,26 +163,9 @@ impl W4A16Sm80 {
     fn tiles(self, p: &Problem) -> impl Iterator<Item = Sm80StreamK> {
         let (max_shared, sums_only) = (p.max_shared as usize, self.scale_parts == ScaleParts::SumsOnly);
         let takes = move |tile: &Sm80StreamK| {
-            tile.shared_bytes(self.bits) <= max_shared && (tile.bm <= UNROUNDED_ROWS || !sums_only)
+            tile.shared_bytes(self.codes.bits()) <= max_shared && (tile.bm <= UNROUNDED_ROWS || !sums_only)
         };
         SM80_STREAM_K.into_iter().filter(takes)
-    }
-
-    /// What kernels are called by.
-    fn name(self) -> &'static str {
-        match self {
-            W4A16Sm80 { codebook: true, .. } => "c4",
-            W4A16Sm80 { bits: 4, .. } => "w4",
-            _ => "w8",
-        }
-    }
-}
-
-/// No weight of `q` is more times its scale.
-fn largest(q: &QuantWeight) -> f32 {
-    match q.encoding.codebook() {
-        Some(codebook) => codebook.0.iter().fold(0.0, |max, value| value.abs().max(max)),
-        None => f32::from(1u16 << q.bits),
     }
 }
 
@@ -193,15 +176,12 @@ impl GemmFamily for W4A16Sm80 {
     fn accept(weight: &LinearWeight, target: Target) -> Option<Self> {
         let HostWeight::Quant(q) = &weight.weight else { return None };
         let whole_groups = q.groups() == 1 || q.group_size.is_multiple_of(32);
-        let codebook = q.encoding.codebook().is_some();
         let fits = whole_groups
             && q.k.is_multiple_of(8)
-            && (codebook
-                || q.encoding.is_affine()
-                    && weight.activation == ActQuant::None
-                    && q.zeros.par_iter().all(|z| z.fract() == 0.0));
+            && weight.activation == ActQuant::None
+            && (!q.encoding.is_affine() || q.zeros.par_iter().all(|z| z.fract() == 0.0));
         let scale_parts = || ScaleParts::of(&q.scales, largest(q), target.dtype);
-        fits.then(|| W4A16Sm80 { bits: if q.bits <= 4 { 4 } else { 8 }, codebook, scale_parts: scale_parts() })
+        fits.then(|| W4A16Sm80 { codes: Codes::of(q), scale_parts: scale_parts() })
     }
 
     fn takes_int8(&self) -> bool {
@@ -209,24 +189,26 @@ impl GemmFamily for W4A16Sm80 {
     }
 
     fn code_bytes(&self, n: usize, k: usize) -> usize {
-        fragment_bytes(n, k, self.bits)
+        fragment_bytes(n, k, self.codes.bits())
     }
 
-    fn recipe(&self, q: &QuantWeight, _: DType) -> Recipe {
-        let bits = self.bits;
+    fn recipe(&self, q: &QuantWeight, dtype: DType) -> Recipe {
+        let codes = self.codes;
         let bytes = self.code_bytes(q.n, q.k);
-        let (kernel, nibbles) = match self {
-            W4A16Sm80 { bits: 8, .. } => (OpKernel::RepackFragments8, [[0; 4]; 2]),
-            W4A16Sm80 { codebook: true, .. } => (OpKernel::RepackFragments4, NIBBLES_CODEBOOK),
-            _ => (OpKernel::RepackFragments4, NIBBLES_16BIT),
+        let (kernel, nibbles) = match codes {
+            Codes::Uint8 | Codes::E4m3 => (OpKernel::RepackFragments8, [[0; 4]; 2]),
+            Codes::Codebook4 => (OpKernel::RepackFragments4, NIBBLES_CODEBOOK),
+            Codes::Uint4 => (OpKernel::RepackFragments4, NIBBLES_16BIT),
         };
+        let e4m3 = (codes == Codes::E4m3).then_some(dtype);
         let zero_points = q.zeros.par_iter().any(|&z| z != q.zeros[0]);
         Recipe {
-            on_gpu: Some(Repack { nibbles, ..Repack::new(kernel, DType::U8, bytes, false) }),
+            on_gpu: Some(Repack { nibbles, e4m3, ..Repack::new(kernel, DType::U8, bytes, false) }),
             on_host: Box::new(move |q| {
-                HostData::U8(match bits {
-                    8 => fragments8(q.n, q.k, &q.codes),
-                    _ => fragments4(q.n, q.k, &q.codes, nibbles),
+                HostData::U8(match codes {
+                    Codes::Uint8 => fragments8(q.n, q.k, &q.codes),
+                    Codes::E4m3 => arrange_all(fragments8(q.n, q.k, &q.codes), dtype),
+                    Codes::Uint4 | Codes::Codebook4 => fragments4(q.n, q.k, &q.codes, nibbles),
                 })
             }),
             parameters: Some(Parameters { order: Order::ByGroup { multiple: TILE }, zero_points, sums: false }),
@@ -235,15 +217,15 @@ impl GemmFamily for W4A16Sm80 {
     }
 
     fn table_name(&self) -> Option<&'static str> {
-        Some(match self.name() {
-            "c4" => "c4a16/sm80",
-            "w4" => "w4a16/sm80",
-            _ => "w8a16/sm80",
+        Some(match self.codes {
+            Codes::Codebook4 => "c4a16/sm80",
+            Codes::Uint4 => "w4a16/sm80",
+            Codes::Uint8 | Codes::E4m3 => "w8a16/sm80",
         })
     }
 
     fn config_name(&self, config: Config) -> String {
-        let name = self.name();
+        let name = self.codes.measured_as();
         match config {
             Config::Gemv(Gemv { row_tiles, .. }) => format!("{name} {GEMV_ROWS}x{}", 16 * row_tiles),
             Config::StreamK(Sm80StreamK { bm, bn, .. }) => format!("{name} {bm}x{bn}"),
@@ -265,33 +247,33 @@ impl GemmFamily for W4A16Sm80 {
             let is_wide = 3 * p.n.div_ceil(16 * wide.row_tiles) >= 2 * p.sm_count as usize;
             return Config::Gemv(if is_wide { wide } else { narrow });
         }
-        Config::StreamK(best(self.tiles(p).flat_map(|tile| tile.works(p, self.bits, m))).tile)
+        Config::StreamK(best(self.tiles(p).flat_map(|tile| tile.works(p, self.codes.bits(), m))).tile)
     }
 
     /// Whole tiles, and scales on the sums of groups. Warps of gemm_w4a16/gemv share k.
     fn choose_batch_invariant(&self, p: &Problem, m: usize) -> Config {
         let unrounded = self.tiles(p).filter(|tile| tile.bm <= UNROUNDED_ROWS);
-        Config::WholeTiles(best(unrounded.map(|tile| tile.whole(p, self.bits, m))).tile)
+        Config::WholeTiles(best(unrounded.map(|tile| tile.whole(p, self.codes.bits(), m))).tile)
     }
 
     fn launch(&self, p: &Problem, config: Config, m: usize) -> Launch<SharedTiles> {
-        let name = self.name();
+        let name = self.codes.name();
         let Work { tile, grid, shared, .. } = match config {
             Config::Gemv(Gemv { token_tiles, row_tiles }) => {
                 return Launch {
-                    module: "gemm_w4a16/gemv",
+                    module: self.codes.module("gemm_w4a16/gemv", "gemm_w4a16/e4m3/gemv"),
                     function: format!("gemv_{name}a16_{token_tiles}x{row_tiles}_{}", p.dtype),
                     grid: Grid::new([p.n.div_ceil(16 * row_tiles) as u32, 1, 1], 32 * abi::GEMM_W4A16_GEMV_WARPS, 0),
                     params: SharedTiles(0),
                 };
             }
-            Config::StreamK(tile) => best(tile.works(p, self.bits, m)),
-            Config::WholeTiles(tile) => tile.whole(p, self.bits, m),
+            Config::StreamK(tile) => best(tile.works(p, self.codes.bits(), m)),
+            Config::WholeTiles(tile) => tile.whole(p, self.codes.bits(), m),
         };
         Launch {
-            module: "gemm_w4a16/sm80",
+            module: self.codes.module("gemm_w4a16/sm80", "gemm_w4a16/e4m3/sm80"),
             function: format!("gemm_{name}a16_{}x{}_{}", tile.bm, tile.bn, p.dtype),
-            grid: Grid::new([grid as u32, 1, 1], tile.threads() as u32, tile.shared_bytes(self.bits) as u32),
+            grid: Grid::new([grid as u32, 1, 1], tile.threads() as u32, tile.shared_bytes(self.codes.bits()) as u32),
             params: SharedTiles(shared as u32),
         }
     }
@@ -340,16 +322,17 @@ mod tests {
     use crate::device::cuda::embedded;
     use crate::device::cuda::gemm::family::h200_problem;
 
-    fn family(bits: usize, scale_parts: ScaleParts) -> W4A16Sm80 {
-        W4A16Sm80 { bits, codebook: false, scale_parts }
+    fn family(codes: Codes, scale_parts: ScaleParts) -> W4A16Sm80 {
+        W4A16Sm80 { codes, scale_parts }
     }
 
     #[test]
     fn every_configuration_has_a_kernel() {
         for family in [
-            family(4, ScaleParts::One),
-            family(8, ScaleParts::One),
-            W4A16Sm80 { bits: 4, codebook: true, scale_parts: ScaleParts::One },
+            family(Codes::Uint4, ScaleParts::One),
+            family(Codes::Uint8, ScaleParts::One),
+            family(Codes::E4m3, ScaleParts::Two),
+            family(Codes::Codebook4, ScaleParts::One),
         ] {
             for dtype in [DType::F16, DType::BF16] {
                 let p = Problem { dtype, ..h200_problem(64, 64) };
@@ -374,7 +357,7 @@ mod tests {
     #[test]
     fn every_launch_is_one_that_the_gpu_takes() {
         for (sm_count, max_shared) in [(132, 226 << 10), (108, 162 << 10), (128, 99 << 10), (20, 99 << 10)] {
-            for family in [4, 8].map(|bits| family(bits, ScaleParts::One)) {
+            for family in [Codes::Uint4, Codes::Uint8].map(|codes| family(codes, ScaleParts::One)) {
                 for m in [1, 9, 16, 17, 33, 64, 65, 128, 257, 1024, 4096, 65536] {
                     for (n, k) in [(1, 8), (33, 200), (4096, 4096), (6144, 4096), (4096, 14336), (57344, 8192)] {
                         let p = Problem { sm_count, max_shared, ..h200_problem(n, k) };
@@ -400,7 +383,7 @@ mod tests {
     /// With the least shared memory that a block may have: 100 KB on sm_86 and sm_89, less the kilobyte the system takes.
     #[test]
     fn few_rows_get_small_tiles_and_many_get_large_ones() {
-        let w4 = family(4, ScaleParts::One);
+        let w4 = family(Codes::Uint4, ScaleParts::One);
         let at = |n, m| w4.config_name(w4.choose(&Problem { max_shared: 99 << 10, ..h200_problem(n, 4096) }, m));
         assert_eq!(at(4096, 8), "w4 8x16");
         assert_eq!(at(28672, 8), "w4 8x64");
@@ -412,7 +395,7 @@ mod tests {
     #[test]
     fn weights_that_cannot_be_rounded_get_tiles_that_do_not() {
         let at = |parts| {
-            let w4 = family(4, parts);
+            let w4 = family(Codes::Uint4, parts);
             w4.config_name(w4.choose(&h200_problem(28672, 4096), 4096))
         };
         assert!(at(ScaleParts::SumsOnly).starts_with("w4 32x"));
@@ -421,7 +404,7 @@ mod tests {
 
     #[test]
     fn one_order_of_sums_means_whole_tiles() {
-        let (w4, p) = (family(4, ScaleParts::One), h200_problem(4096, 4096));
+        let (w4, p) = (family(Codes::Uint4, ScaleParts::One), h200_problem(4096, 4096));
         for m in [1, 8, 64, 4096] {
             assert_eq!(w4.launch(&p, w4.choose_batch_invariant(&p, m), m).params, SharedTiles(0));
         }

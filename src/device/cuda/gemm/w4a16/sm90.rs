@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // kernel launches
 
 use super::blocks::BlockShape;
+use super::codes::Codes;
 use super::limits::{HEAD_BYTES, LEAST_STAGES, SHARED_BYTES, TRANSPOSE_BYTES};
 use super::warp_split_k::{self, WarpSplitK};
 use crate::device::Epilogue;
@@ -172,11 +173,12 @@ impl GemmFamily for W4A16Sm90 {
 
     fn recipe(&self, q: &QuantWeight, dtype: DType) -> Recipe {
         let shape = self.shape;
-        let BlockShape { bits, groups, low_scales, zero_points } = shape;
+        let BlockShape { codes, groups, low_scales, zero_points } = shape;
         let bytes = self.code_bytes(q.n, q.k);
         Recipe {
             on_gpu: Some(Repack {
-                block: Block { bits, groups, low_scales, zero_points },
+                block: Block { bits: codes.bits(), groups, low_scales, zero_points },
+                e4m3: (codes == Codes::E4m3).then_some(dtype),
                 ..Repack::new(OpKernel::RepackBlocks16, DType::U8, bytes, false)
             }),
             on_host: Box::new(move |q| HostData::U8(shape.pack(q, dtype))),
@@ -186,17 +188,17 @@ impl GemmFamily for W4A16Sm90 {
     }
 
     fn table_name(&self) -> Option<&'static str> {
-        Some(if self.shape.bits == 4 { "w4a16/sm90" } else { "w8a16/sm90" })
+        Some(if self.shape.codes == Codes::Uint4 { "w4a16/sm90" } else { "w8a16/sm90" })
     }
 
     fn config_name(&self, config: Config) -> String {
-        let bits = self.shape.bits;
+        let name = self.shape.codes.measured_as();
         match config {
-            Config::WarpSplitK { kernel, slices } => format!("w{bits} {}", kernel.name(slices)),
+            Config::WarpSplitK { kernel, slices } => format!("{name} {}", kernel.name(slices)),
             Config::SplitK { kernel, splits } => {
-                format!("w{bits} {}x{} split {splits}", kernel.row_blocks * ROWS, kernel.tokens)
+                format!("{name} {}x{} split {splits}", kernel.row_blocks * ROWS, kernel.tokens)
             }
-            Config::Persistent(kernel) => format!("w{bits} {}x{}", kernel.row_blocks * ROWS, kernel.tokens),
+            Config::Persistent(kernel) => format!("{name} {}x{}", kernel.row_blocks * ROWS, kernel.tokens),
         }
     }
 
@@ -269,8 +271,8 @@ impl GemmFamily for W4A16Sm90 {
             }
         };
         Launch {
-            module: "gemm_w4a16/sm90",
-            function: format!("gemm_w{}a16_{kernel}_{}", self.shape.bits, p.dtype),
+            module: self.shape.codes.module("gemm_w4a16/sm90", "gemm_w4a16/e4m3/sm90"),
+            function: format!("gemm_{}a16_{kernel}_{}", self.shape.codes.name(), p.dtype),
             grid,
             params: MapMemo::new(tokens),
         }
@@ -302,25 +304,26 @@ mod tests {
     use crate::device::cuda::embedded;
     use crate::device::cuda::gemm::family::h200_problem;
 
-    const SHAPE: BlockShape = BlockShape { bits: 4, groups: 1, low_scales: false, zero_points: false };
+    const SHAPE: BlockShape = BlockShape { codes: Codes::Uint4, groups: 1, low_scales: false, zero_points: false };
     const W4: W4A16Sm90 = W4A16Sm90 { shape: SHAPE };
 
     /// The least and the most that blocks have beside their codes.
     fn shapes() -> [BlockShape; 4] {
-        let all = |bits| BlockShape { bits, groups: 4, low_scales: true, zero_points: true };
-        [SHAPE, all(4), BlockShape { bits: 8, ..SHAPE }, all(8)]
+        let all = |codes| BlockShape { codes, groups: 4, low_scales: true, zero_points: true };
+        [SHAPE, all(Codes::Uint4), BlockShape { codes: Codes::Uint8, ..SHAPE }, all(Codes::Uint8)]
     }
 
     #[test]
     fn every_configuration_has_a_kernel() {
-        for shape in [SHAPE, BlockShape { bits: 8, ..SHAPE }] {
+        for codes in [Codes::Uint4, Codes::Uint8, Codes::E4m3] {
+            let shape = BlockShape { codes, ..SHAPE };
             for dtype in [DType::F16, DType::BF16] {
                 let (family, p) = (W4A16Sm90 { shape }, Problem { dtype, ..h200_problem(64, 128) });
                 let warps = warp_split_k::all().map(|kernel| Config::WarpSplitK { kernel, slices: 1 });
                 let split_k = SM90_SPLIT_K.into_iter().map(|kernel| Config::SplitK { kernel, splits: 1 });
                 let all = warps.chain(split_k).chain(SM90_PERSISTENT.into_iter().map(Config::Persistent));
                 let functions = all.map(|config| family.launch(&p, config, 1).function).collect();
-                embedded::assert_has("gemm_w4a16/sm90", functions);
+                embedded::assert_has(family.launch(&p, Config::Persistent(SM90_PERSISTENT[0]), 1).module, functions);
             }
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn choose(p: &Problem, shape: BlockShape, m: usize) -> Option<(WarpSp
         // Tiles of 128 rows, two beside each other, spread 28672 outputs more evenly; they are too large to matter above.
         (..=8, true) if blocks < 6 * sms => [(8, 2, 4), (8, 1, 8)],
         (..=8, _) => [(8, 1, 8), (8, 1, 4)],
-        (_, true) if shape.bits == 4 => return None,
+        (_, true) if shape.codes.bits() == 4 => return None,
         _ => [(16, 1, 8), (16, 2, 4)],
     };
     let with_slices = |wanted| {
@@ -146,13 +146,14 @@ impl WarpSplitK {
 mod tests {
     use super::*;
     use crate::device::cuda::gemm::family::h200_problem;
+    use crate::device::cuda::gemm::w4a16::codes::Codes;
 
-    const SHAPE: BlockShape = BlockShape { bits: 4, groups: 1, low_scales: false, zero_points: false };
+    const SHAPE: BlockShape = BlockShape { codes: Codes::Uint4, groups: 1, low_scales: false, zero_points: false };
 
     #[test]
     fn every_launch_is_one_that_the_gpu_takes() {
-        let full = |bits| BlockShape { bits, groups: 4, low_scales: true, zero_points: true };
-        for shape in [SHAPE, full(4), BlockShape { bits: 8, ..SHAPE }, full(8)] {
+        let full = |codes| BlockShape { codes, groups: 4, low_scales: true, zero_points: true };
+        for shape in [SHAPE, full(Codes::Uint4), BlockShape { codes: Codes::Uint8, ..SHAPE }, full(Codes::Uint8)] {
             for m in [1, 2, 7, 8, 9, 16] {
                 for (n, k) in
                     [(1, 8), (64, 128), (520, 1040), (4096, 4096), (4096, 14336), (57344, 8192), (8192, 28672)]
