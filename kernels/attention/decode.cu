@@ -1,4 +1,4 @@
-// Attention of one query row per sequence over the paged cache: bound by reading keys and values, so each is read once
+// Attention of sequences with one query row over the paged cache: bound by reading keys and values, so each is read once
 // for all query heads that share it, by as many blocks as fill the GPU.
 
 #include "attention/flash.cuh"
@@ -17,36 +17,84 @@ static_assert(DecodeConfig<64>::SHARED_BYTES == LOWBIT_DECODE_SHARED_64);
 static_assert(DecodeConfig<128>::SHARED_BYTES == LOWBIT_DECODE_SHARED_128);
 static_assert(DecodeConfig<256>::SHARED_BYTES == LOWBIT_DECODE_SHARED_256);
 
+// Up to sixteen query heads that share a KV head, of one sequence.
+struct HeadGroup {
+  uint32_t sequence, kv_head, head, count;  // first query head and how many
+
+  __device__ HeadGroup(const AttentionArgs& args, uint32_t sequence, uint32_t group) : sequence(sequence) {
+    const uint32_t heads_per_kv = args.num_heads / args.num_kv_heads, groups = (heads_per_kv + 15) / 16;
+    kv_head = group / groups;
+    const uint32_t first = group % groups * 16;
+    head = kv_head * heads_per_kv + first;
+    count = min(heads_per_kv - first, 16u);
+  }
+};
+
+// The part's unnormalized sum of values, then its largest score (in powers of two) and its sum of exponentials.
+__device__ __forceinline__ float* partial_of(const AttentionArgs& args, uint32_t item, uint32_t head) {
+  return args.partials + (static_cast<size_t>(item) * args.num_heads + head) * (args.head_dim + LOWBIT_DECODE_PARTIAL_PAD);
+}
+
+// Adds up the parts of a sequence, items `first` to `first + parts`, in this order: what the last of its blocks does. Eight parts are
+// fetched at a time: the way to L2 and back is what takes time.
+template <typename T, int THREADS>
+__device__ void merge(const AttentionArgs& args, const HeadGroup& heads, uint32_t row, uint32_t first, uint32_t parts) {
+  constexpr uint32_t AT_ONCE = 8;
+  const uint32_t d = args.head_dim, columns = d / 4;
+  for (uint32_t i = threadIdx.x; i < heads.count * columns; i += THREADS) {
+    const uint32_t head = heads.head + i / columns, column = i % columns * 4;
+    float max = -CUDART_INF_F, sum = 0.0f;
+    float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (uint32_t part = 0; part < parts; part += AT_ONCE) {
+      float2 stats[AT_ONCE];
+      float4 values[AT_ONCE];
+#pragma unroll
+      for (uint32_t j = 0; j < AT_ONCE; ++j) {
+        const float* partial = partial_of(args, first + min(part + j, parts - 1), head);
+        stats[j] = __ldcg(reinterpret_cast<const float2*>(partial + d));
+        values[j] = __ldcg(reinterpret_cast<const float4*>(partial + column));
+      }
+#pragma unroll
+      for (uint32_t j = 0; j < AT_ONCE; ++j) {
+        if (part + j >= parts) break;
+        const float now = fmaxf(max, stats[j].x), base = now == -CUDART_INF_F ? 0.0f : now;
+        const float before = exp2_approx(max - base), here = exp2_approx(stats[j].x - base);
+        sum = fmaf(sum, before, stats[j].y * here);
+        value.x = fmaf(value.x, before, values[j].x * here), value.y = fmaf(value.y, before, values[j].y * here);
+        value.z = fmaf(value.z, before, values[j].z * here), value.w = fmaf(value.w, before, values[j].w * here);
+        max = now;
+      }
+    }
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * d + column;
+    *reinterpret_cast<uint2*>(out) =
+        make_uint2(pack2<T>(value.x * inverse, value.y * inverse), pack2<T>(value.z * inverse, value.w * inverse));
+  }
+}
+
 // Sixteen query heads of one KV head against a part of its keys.
 //
-// Computes   as attention_prefill for the one row of each sequence. With splits = 1 the result; else for every split its
-//            unnormalized sum of values, largest score (in powers of two) and sum of exponentials, for
-//            attention_combine.
-// Grid       (splits, KV heads * groups of 16 query heads, sequences). The query heads are the rows of the warp's mma;
-//            each warp walks its own keys, 16 at a time, with its own pipeline and no barrier; the warps' results are
-//            merged at the end. A split takes an equal part of its own sequence's keys.
+// Computes   as attention_prefill for the one row of a sequence.
+// Grid       as many blocks as run at once; each takes every so manyth of (item, KV head * groups of 16 query heads), items as the
+//            host cut them from all sequences' keys. The query heads are the rows of the warp's mma; each warp walks its own keys, 16
+//            at a time, with its own pipeline and no barrier; the warps' results are merged at the end. Of a sequence in several items
+//            the block that comes last merges the parts.
 // Shared     WARPS * STAGES * two tiles, then WARPS * 16 * D floats in their place.
-// Numerics   as attention_prefill; merging in the order of warps and splits.
+// Numerics   as attention_prefill; merging in the order of warps and items, so that it does not depend on who was last.
 template <typename T, typename C>
-__device__ void decode(const AttentionArgs& args) {
+__device__ void decode(const AttentionArgs& args, uint32_t index, const AttentionItem& item, const HeadGroup& heads, uint32_t group,
+                       uint32_t groups) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ float max_of[C::WARPS][16], sum_of[C::WARPS][16];
+  __shared__ uint32_t arrived;
   constexpr int D = C::D;
-  const uint32_t sequence = blockIdx.z, split = blockIdx.x;
   const uint32_t warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
-  const uint32_t row = args.cu_seqlens_q[sequence];
-  if (row == args.cu_seqlens_q[sequence + 1]) return;
+  const uint32_t row = item.row;
 
-  const uint32_t heads_per_kv = args.num_heads / args.num_kv_heads, groups = (heads_per_kv + 15) / 16;
-  const uint32_t kv_head = blockIdx.y / groups, first = blockIdx.y % groups * 16;  // head of the group
-  const uint32_t heads = min(heads_per_kv - first, 16u), head = kv_head * heads_per_kv + first;
-
-  const PagedKv<T> kv(args, sequence, kv_head);
-  const Visible visible = {kv.end > args.window ? kv.end - args.window : 0, kv.end};
+  const PagedKv<T> kv(args, item.sequence, heads.kv_head, item.keys);
+  const Visible visible = {max(item.begin, kv.end > args.window ? kv.end - args.window : 0), item.end};
   const Visible sees[2] = {visible, visible};
-  const uint32_t begin = visible.first / C::KEYS, tiles = (kv.end + C::KEYS - 1) / C::KEYS - begin;
-  const uint32_t share = (tiles + args.splits - 1) / args.splits;
-  const uint32_t end = begin + min(tiles, (split + 1) * share);  // in tiles
+  const uint32_t begin = visible.first / C::KEYS, end = (item.end + C::KEYS - 1) / C::KEYS;  // in tiles
   const uint32_t address = shared_address(shared) + warp * C::STAGES * 2 * TILE_BYTES<D, C::KEYS>;
   auto load = [&](uint32_t tile, uint32_t stage) {
     const uint32_t k_tile = address + stage * 2 * TILE_BYTES<D, C::KEYS>;
@@ -57,14 +105,14 @@ __device__ void decode(const AttentionArgs& args) {
   };
 
   WarpAttention<T, D> attention;
-  uint32_t stage = 0, tile = begin + split * share + warp;
+  uint32_t stage = 0, tile = begin + warp;
   load(tile, 0);
 
   const size_t q_stride = static_cast<size_t>(args.num_heads + 2 * args.num_kv_heads) * args.head_dim;
-  const T* q = static_cast<const T*>(args.qkv) + row * q_stride + static_cast<size_t>(head) * args.head_dim;
+  const T* q = static_cast<const T*>(args.qkv) + row * q_stride + static_cast<size_t>(heads.head) * args.head_dim;
   const uint32_t g = lane / 4;
-  const QueryRows<T, D> queries(g < heads ? q + g * args.head_dim : nullptr,
-                                g + 8 < heads ? q + (g + 8) * args.head_dim : nullptr, args.head_dim);
+  const QueryRows<T, D> queries(g < heads.count ? q + g * args.head_dim : nullptr,
+                                g + 8 < heads.count ? q + (g + 8) * args.head_dim : nullptr, args.head_dim);
 
   for (; tile < end; tile += C::WARPS, stage ^= 1) {
     load(tile + C::WARPS, stage ^ 1);
@@ -94,7 +142,8 @@ __device__ void decode(const AttentionArgs& args) {
   }
   __syncthreads();
 
-  for (uint32_t i = threadIdx.x; i < heads * D; i += C::THREADS) {
+  const uint32_t parts = item.parts;
+  for (uint32_t i = threadIdx.x; i < heads.count * D; i += C::THREADS) {
     const uint32_t h = i / D, column = i % D;
     if (column >= args.head_dim) continue;
     float max = -CUDART_INF_F, sum = 0.0f, value = 0.0f;
@@ -107,15 +156,39 @@ __device__ void decode(const AttentionArgs& args) {
       sum = fmaf(sum_of[w][h], weight, sum);
       value = fmaf(sums[(w * 16 + h) * D + column], weight, value);
     }
-    if (args.splits == 1) {
-      T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head + h) * args.head_dim;
+    if (parts == 1) {
+      T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + heads.head + h) * args.head_dim;
       out[column] = from_float<T>(sum == 0.0f ? 0.0f : value / sum);
     } else {
-      const size_t of_head = static_cast<size_t>(sequence) * args.num_heads + head + h;
-      float* partial = args.partials + (of_head * args.splits + split) * (args.head_dim + 2);
-      partial[column] = value;
-      if (column == 0) partial[args.head_dim] = max, partial[args.head_dim + 1] = sum;
+      float* partial = partial_of(args, index, heads.head + h);
+      __stcg(partial + column, value);
+      if (column == 0) __stcg(reinterpret_cast<float2*>(partial + args.head_dim), make_float2(max, sum));
     }
+  }
+  if (parts == 1) return;
+  __threadfence();
+  __syncthreads();
+  uint32_t* counter = args.counters + item.sequence * groups + group;
+  if (threadIdx.x == 0) arrived = atomicAdd(counter, 1);
+  __syncthreads();
+  if (arrived != parts - 1) return;
+  __threadfence();
+  if (threadIdx.x == 0) *counter = 0;
+  merge<T, C::THREADS>(args, heads, row, index - item.part, parts);
+}
+
+template <typename T, typename C>
+__device__ void decode_items(const AttentionArgs& args) {
+  const uint32_t groups = args.num_kv_heads * ((args.num_heads / args.num_kv_heads + 15) / 16);
+  for (uint32_t i = blockIdx.x;; i += gridDim.x) {
+    // Fetched together: whether there is such an item, and what it is. There is room for one more than there can be.
+    const uint32_t index = i / groups, group = i % groups;
+    const uint4* words = reinterpret_cast<const uint4*>(args.items + min(index, args.most_items));
+    const uint4 low = words[0], high = words[1];
+    if (index >= args.header[0]) return;
+    const AttentionItem item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z};
+    decode<T, C>(args, index, item, HeadGroup(args, item.sequence, group), group, groups);
+    __syncthreads();  // shared memory is free for the next
   }
 }
 
@@ -123,7 +196,7 @@ __device__ void decode(const AttentionArgs& args) {
   extern "C" __global__ void __launch_bounds__(DecodeConfig<D>::THREADS)          \
       attention_decode_##D##_##T(const __grid_constant__ AttentionArgs args) {    \
     overlap();                                                                    \
-    decode<T, DecodeConfig<D>>(args);                                             \
+    decode_items<T, DecodeConfig<D>>(args);                                       \
   }
 DECODE(f16, 64)
 DECODE(f16, 128)
@@ -131,51 +204,3 @@ DECODE(f16, 256)
 DECODE(bf16, 64)
 DECODE(bf16, 128)
 DECODE(bf16, 256)
-
-// Merges the splits of attention_decode. Grid: (query heads, sequences); LOWBIT_COMBINE_GROUPS threads per column, each
-// for every so manyth split: the loads are what takes time. Sums in a fixed order.
-template <typename T>
-__device__ void combine(const AttentionArgs& args) {
-  __shared__ float weight[LOWBIT_DECODE_MAX_SPLITS];
-  __shared__ float value_of[LOWBIT_COMBINE_GROUPS][256];  // the widest head
-  const uint32_t head = blockIdx.x, sequence = blockIdx.y, d = args.head_dim;
-  const uint32_t columns = blockDim.x / LOWBIT_COMBINE_GROUPS;
-  const uint32_t column = threadIdx.x % columns, group = threadIdx.x / columns;
-  const uint32_t row = args.cu_seqlens_q[sequence];
-  if (row == args.cu_seqlens_q[sequence + 1]) return;
-  const size_t of_head = static_cast<size_t>(sequence) * args.num_heads + head;
-  const float* partials = args.partials + of_head * args.splits * (d + 2);
-
-  // At most one split a thread: there are at least as many threads as splits.
-  const bool has_split = threadIdx.x < args.splits;
-  const float* mine = partials + threadIdx.x * (d + 2) + d;
-  const float split_max = has_split ? mine[0] : -CUDART_INF_F, split_sum = has_split ? mine[1] : 0.0f;
-  const float max = block_reduce(split_max, -CUDART_INF_F, Max());
-  const float factor = exp2_approx(split_max - (max == -CUDART_INF_F ? 0.0f : max));
-  if (has_split) weight[threadIdx.x] = factor;
-  const float sum = block_reduce(split_sum * factor, 0.0f, Sum());  // synchronizes: all weights are written
-
-  float value = 0.0f;
-  if (column < d) {
-#pragma unroll 8
-    for (uint32_t s = group; s < args.splits; s += LOWBIT_COMBINE_GROUPS) {
-      value = fmaf(partials[s * (d + 2) + column], weight[s], value);
-    }
-  }
-  value_of[group][column] = value;
-  __syncthreads();
-  if (group != 0 || column >= d) return;
-#pragma unroll
-  for (int other = 1; other < LOWBIT_COMBINE_GROUPS; ++other) value += value_of[other][column];
-  T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * d;
-  out[column] = from_float<T>(sum == 0.0f ? 0.0f : value / sum);
-}
-
-extern "C" __global__ void attention_combine_f16(const __grid_constant__ AttentionArgs args) {
-  overlap();
-  combine<f16>(args);
-}
-extern "C" __global__ void attention_combine_bf16(const __grid_constant__ AttentionArgs args) {
-  overlap();
-  combine<bf16>(args);
-}

@@ -45,15 +45,15 @@ struct PagedKv {
   uint32_t head_dim;
   uint32_t end;  // keys
 
-  __device__ PagedKv(const AttentionArgs& args, uint32_t sequence, uint32_t kv_head)
+  __device__ PagedKv(const AttentionArgs& args, uint32_t sequence, uint32_t kv_head, uint32_t end)
       : k(static_cast<const T*>(args.k_cache) + kv_head * args.head_dim),
         v(static_cast<const T*>(args.v_cache) + kv_head * args.head_dim),
-        blocks(args.block_tables + static_cast<size_t>(sequence) * args.max_blocks),
+        blocks(args.block_tables + static_cast<size_t>(sequence) * args.header[1]),
         block_size(args.block_size),
         block_magic(args.block_magic),
         token_stride(static_cast<size_t>(args.num_kv_heads) * args.head_dim),
         head_dim(args.head_dim),
-        end(args.context_lens[sequence]) {}
+        end(end) {}
 
   // Begins copying keys [key, key + KEYS) and their values to two tiles, THREADS threads together; zeros after the end.
   template <int D, int KEYS, int THREADS>

@@ -1,4 +1,5 @@
-// Causal attention of a ragged batch over the paged cache, for sequences of any number of query rows.
+// Causal attention of a ragged batch over the paged cache, for sequences of any number of query rows; those of one row have a kernel of
+// their own (decode.cu) unless the host says otherwise.
 
 #include "attention/flash.cuh"
 #include "common/overlap.cuh"
@@ -31,9 +32,9 @@ __device__ void prefill(const AttentionArgs& args) {
   const uint32_t sequence = blockIdx.z, head = blockIdx.y, lane = threadIdx.x % WARP_SIZE;
   const uint32_t first_row = args.cu_seqlens_q[sequence], rows = args.cu_seqlens_q[sequence + 1] - first_row;
   const uint32_t tile = gridDim.x - 1 - blockIdx.x;
-  if (tile * C::QUERIES >= rows) return;
+  if (tile * C::QUERIES >= rows || rows < args.least_rows) return;
 
-  const PagedKv<T> kv(args, sequence, head / (args.num_heads / args.num_kv_heads));
+  const PagedKv<T> kv(args, sequence, head / (args.num_heads / args.num_kv_heads), args.context_lens[sequence]);
   const uint32_t before = kv.end - rows;  // keys of earlier steps
   auto visible = [&](uint32_t row) {
     const uint32_t last = before + row + 1;

@@ -7,6 +7,8 @@
 // one packed operation takes the offset and the zero point away.
 #pragma once
 
+#include <type_traits>
+
 #include "common/packed_math.cuh"
 #include "gemm_w4a16/abi.h"
 
@@ -69,26 +71,6 @@ struct CodeTile<f16, Uint4> {
   }
 };
 
-// bf16 has 7 mantissa bits: 128 + q, and no room for the / 16 form. fma by one is the packed subtraction sm_80 has.
-template <>
-struct ZeroPoint<bf16, Uint4> {
-  static __device__ __forceinline__ uint32_t low(uint32_t z) { return (0xc300u + z) * 0x00010001u; }  // -(128 + z)
-  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
-};
-template <>
-struct CodeTile<bf16, Uint4> {
-  uint32_t words[2];
-  template <int HALF>
-  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
-    constexpr uint32_t ONE = 0x3f803f80;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t q = select_bits(words[HALF] >> (4 * i), 0x000f000f, 0x43004300);
-      p[i] = fma_bf16x2(q, ONE, i % 2 == 0 ? zero_g : zero_g8);
-    }
-  }
-};
-
 // 8 bits: words 0 and 1 are row g, words 2 and 3 row g + 8; byte i of word HALF is column 4 HALF + i.
 template <>
 struct ZeroPoint<f16, Uint8> {
@@ -108,30 +90,8 @@ struct CodeTile<f16, Uint8> {
   }
 };
 
-// An 8-bit code does not fit bf16's mantissa beside an offset: by way of f32, 2^23 + q.
-template <>
-struct ZeroPoint<bf16, Uint8> {
-  static __device__ __forceinline__ uint32_t low(uint32_t z) { return 0x4b000000u + z; }  // f32 2^23 + z
-  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
-};
-template <>
-struct CodeTile<bf16, Uint8> {
-  uint32_t words[4];
-  template <int HALF>
-  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t w = words[2 * (i % 2) + HALF];
-      const float zero = __uint_as_float(i % 2 == 0 ? zero_g : zero_g8);
-      const float low = __uint_as_float(__byte_perm(w, 0x4b000000, i < 2 ? 0x7650 : 0x7652)) - zero;
-      const float high = __uint_as_float(__byte_perm(w, 0x4b000000, i < 2 ? 0x7651 : 0x7653)) - zero;
-      p[i] = pack2<bf16>(low, high);
-    }
-  }
-};
-
 // An e4m3fn code has a sign, four bits of exponent, three of mantissa. Where an f16 or a bf16 has the lower four bits of its exponent
-// they are the same number times a power of two, subnormal ones as well. The host has put the eight bits of the codes of columns 0 and 1
+// they are the same number times a power of two, subnormal ones as well. Packing has put the eight bits of the codes of columns 0 and 1
 // where they must be, in the low and the high half of a word, and those of columns 2 and 3 among the bits that are left
 // (docs/formats.md): five operations make two words.
 __device__ __forceinline__ uint32_t e4m3_bits(f16, uint32_t w, bool second) {
@@ -153,31 +113,18 @@ struct CodeTile<f16, E4m3> {
     for (int i = 0; i < 4; ++i) p[i] = e4m3_bits(f16(), words[2 * (i % 2) + HALF], i >= 2);
   }
 };
-template <>
-struct CodeTile<bf16, E4m3> {
-  uint32_t words[4];
-  template <int HALF>
-  __device__ __forceinline__ void fragment(uint32_t, uint32_t, uint32_t (&p)[4]) const {
-    constexpr uint32_t UP = 0x7b807b80;  // 2^120
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[i] = mul_16x2(bf16(), e4m3_bits(bf16(), words[2 * (i % 2) + HALF], i >= 2), UP);
-  }
-};
-
 // The words of a code as bf16. The bits of an integer up to 256 are, as bf16, that many times the least subnormal 2^-133:
 // the first normal numbers go on in the same steps. So a mask makes a number of a code wherever in its byte it lies, and
 // one multiply-add brings it to size and takes the zero point away.
-template <int HALF>
-__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, Uint4>& codes, int i) {
-  return codes.words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
-}
-template <int HALF>
-__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, Uint8>& codes, int i) {
-  return __byte_perm(codes.words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
-}
-template <int HALF>
-__device__ __forceinline__ uint32_t code_bits(const CodeTile<bf16, E4m3>& codes, int i) {
-  return e4m3_bits(bf16(), codes.words[2 * (i % 2) + HALF], i >= 2);
+template <typename Codes, int HALF>
+__device__ __forceinline__ uint32_t code_bits(const uint32_t (&words)[Codes::BITS / 2], int i) {
+  if constexpr (std::is_same<Codes, E4m3>::value) {
+    return e4m3_bits(bf16(), words[2 * (i % 2) + HALF], i >= 2);
+  } else if constexpr (Codes::BITS == 4) {
+    return words[HALF] >> i / 2 * 8 & (i % 2 == 0 ? 0x000f000f : 0x00f000f0);
+  } else {
+    return __byte_perm(words[2 * (i % 2) + HALF], 0, i < 2 ? 0x4140 : 0x4342);
+  }
 }
 
 // The factor that brings `code_bits` to size, as near as there is one: a power of two, and what remains.
@@ -186,6 +133,36 @@ struct Bf16Unit {
   static constexpr int EXPONENT = Codes::BF16_EXPONENT + 127 < 0 ? Codes::BF16_EXPONENT + 127 : 0;
   static_assert(EXPONENT == 0 || EXPONENT == -6, "UNIT");
   static constexpr float UNIT = EXPONENT == 0 ? 1.0f : 0x1p-6f;
+};
+
+template <typename Codes>
+constexpr float fragment_unit<bf16, Codes> = Bf16Unit<Codes>::UNIT;
+template <>
+constexpr float fragment_unit<bf16, Codebook4> = 1.0f;
+template <typename Codes>
+struct ZeroPoint<bf16, Codes> {
+  static __device__ __forceinline__ uint32_t low(uint32_t z) {
+    if constexpr (Codes::HAS_ZERO_POINT) {
+      return both<bf16>(-static_cast<float>(z) * Bf16Unit<Codes>::UNIT);
+    } else {
+      return 0;
+    }
+  }
+  static __device__ __forceinline__ uint32_t high(uint32_t z) { return low(z); }
+};
+template <typename Codes>
+struct CodeTile<bf16, Codes> {
+  uint32_t words[Codes::BITS / 2];
+  template <int HALF>
+  __device__ __forceinline__ void fragment(uint32_t zero_g, uint32_t zero_g8, uint32_t (&p)[4]) const {
+    constexpr int UP = Bf16Unit<Codes>::EXPONENT - Codes::BF16_EXPONENT;
+    constexpr uint32_t FACTOR_G = bf16_powers(UP, UP), FACTOR_G8 = bf16_powers(UP - Codes::HIGH_SHIFT, UP - Codes::HIGH_SHIFT);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t bits = code_bits<Codes, HALF>(words, i), factor = i % 2 == 0 ? FACTOR_G : FACTOR_G8;
+      p[i] = Codes::HAS_ZERO_POINT ? fma_bf16x2(bits, factor, i % 2 == 0 ? zero_g : zero_g8) : mul_16x2(bf16(), bits, factor);
+    }
+  }
 };
 
 // Codes to numbers by one interface: of all but a codebook's what `CodeTile` gives.

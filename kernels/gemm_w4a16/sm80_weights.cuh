@@ -9,18 +9,9 @@
 // makes them of two rows, 8 apart; all that need them read them again for every 16 columns. Registers for them are taken by sums.
 template <typename T, typename Codes, int NT, Scaling SCALING>
 struct GroupTable {
-  static constexpr bool SPACED_BF16 = std::is_same<T, bf16>::value && !std::is_same<Codes, Codebook4>::value;
   // Weights, or sums, are so many times what they should be.
   static constexpr float UNIT = SCALING == Scaling::FUSED ? 0x1p-32f : 1.0f;
-  // Codes, before they are scaled.
-  static constexpr float code_unit() {
-    if constexpr (SPACED_BF16) {
-      return Bf16Unit<Codes>::UNIT;
-    } else {
-      return fragment_unit<T, Codes>;
-    }
-  }
-  static constexpr float CODE_UNIT = code_unit();
+  static constexpr float CODE_UNIT = fragment_unit<T, Codes>;  // codes, before they are scaled
 
   uint32_t to, from, low_to, low_from;  // addresses: this lane's two rows as it makes them, and as it uses them
   float scale[2];                       // of the next group
@@ -57,11 +48,7 @@ struct GroupTable {
         v[r] = both<T>(scale[r] * power_of_two(r == 1 ? UP - Codes::HIGH_SHIFT : UP));
         v[2 + r] = both<T>(code_zero * scale[r] * UNIT);
       } else {
-        if constexpr (SPACED_BF16) {
-          v[r] = both<T>(code_zero * CODE_UNIT);
-        } else {
-          v[r] = r == 0 ? ZeroPoint<T, Codes>::low(zero[r]) : ZeroPoint<T, Codes>::high(zero[r]);
-        }
+        v[r] = r == 0 ? ZeroPoint<T, Codes>::low(zero[r]) : ZeroPoint<T, Codes>::high(zero[r]);
         const float high = to_float(from_float<T>(scale[r]));
         v[2 + r] = SCALING == Scaling::SUMS ? __float_as_uint(scale[r] / CODE_UNIT) : both<T>(high / CODE_UNIT);
         low[r] = both<T>((scale[r] - high) / CODE_UNIT);
@@ -87,19 +74,11 @@ struct GroupTable {
   template <int HALF>
   __device__ __forceinline__ void make(const CodeTile<T, Codes>& codes, int j, uint32_t (&p)[4]) const {
     const uint4 v = load_shared16(from + j * 128);
-    if constexpr (SPACED_BF16) {
-      constexpr bool FUSED = SCALING == Scaling::FUSED;
-      constexpr int UP = Bf16Unit<Codes>::EXPONENT - Codes::BF16_EXPONENT;
-      constexpr uint32_t FACTOR_G = bf16_powers(UP, UP), FACTOR_G8 = bf16_powers(UP - Codes::HIGH_SHIFT, UP - Codes::HIGH_SHIFT);
+    if constexpr (SCALING == Scaling::FUSED) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t bits = code_bits<HALF>(codes, i);
-        const uint32_t factor = i % 2 == 0 ? (FUSED ? v.x : FACTOR_G) : (FUSED ? v.y : FACTOR_G8);
-        if constexpr (Codes::HAS_ZERO_POINT) {
-          p[i] = fma_bf16x2(bits, factor, i % 2 == 0 ? (FUSED ? v.z : v.x) : (FUSED ? v.w : v.y));
-        } else {
-          p[i] = mul_16x2(T(), bits, factor);
-        }
+        const uint32_t bits = code_bits<Codes, HALF>(codes.words, i), factor = i % 2 == 0 ? v.x : v.y;
+        p[i] = Codes::HAS_ZERO_POINT ? fma_bf16x2(bits, factor, i % 2 == 0 ? v.z : v.w) : mul_16x2(bf16(), bits, factor);
       }
     } else {
       levels.template fragment<HALF>(codes, v.x, v.y, p);

@@ -81,7 +81,7 @@ struct Fragments<bf16, Codes> {
   __device__ __forceinline__ void make(const CodeTile<bf16, Codes>& codes, uint32_t (&a)[4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t bits = code_bits<HALF>(codes, i), factor = i % 2 == 0 ? factor_g : factor_g8;
+      const uint32_t bits = code_bits<Codes, HALF>(codes.words, i), factor = i % 2 == 0 ? factor_g : factor_g8;
       a[i] = Codes::HAS_ZERO_POINT ? fma_bf16x2(bits, factor, i % 2 == 0 ? offset_g : offset_g8) : mul_16x2(bf16(), bits, factor);
     }
   }

@@ -69,28 +69,6 @@ typedef struct QuantizeArgs {
   const void* x; /* [m, k] */
 } QuantizeArgs;
 
-#define LOWBIT_QK_NORM_WARPS 4 /* heads per block of qk_norm */
-
-typedef struct QkNormArgs {
-  void* qkv;             /* [m, (num_heads + 2 * num_kv_heads) * head_dim], in place */
-  const float* q_weight; /* [head_dim] */
-  const float* k_weight; /* [head_dim] */
-  float eps;
-  uint32_t m;
-  uint32_t num_heads;
-  uint32_t num_kv_heads;
-  uint32_t head_dim;
-} QkNormArgs;
-
-typedef struct RopeArgs {
-  void* qkv;                 /* [m, (num_heads + 2 * num_kv_heads) * head_dim], in place */
-  const float* table;        /* [positions, head_dim]: head_dim / 2 cosines, then as many sines */
-  const uint32_t* positions; /* [m], below the rows of table */
-  uint32_t num_heads;
-  uint32_t num_kv_heads;
-  uint32_t head_dim;
-} RopeArgs;
-
 #define LOWBIT_LOGITS_PART 2048 /* logits of a row that one block of logits_stats_part reads */
 
 typedef struct LogitsPart {
@@ -107,6 +85,30 @@ typedef struct LogitsStatsArgs {
   LogitsPart* parts;       /* [m, ceil(vocab / LOWBIT_LOGITS_PART)], written by logits_stats_part */
   uint32_t vocab;
 } LogitsStatsArgs;
+
+#define LOWBIT_SAMPLE_THREADS 512
+#define LOWBIT_SAMPLE_SHARED 65536
+#define LOWBIT_SAMPLE_NOT_FINITE 0xffffffff /* in place of an id: a logit is NaN or infinite */
+#define LOWBIT_SAMPLE_NONE 0xfffffffe       /* no id is left */
+
+/* How a row is sampled. */
+typedef struct SampleRowArgs {
+  float temperature; /* 0: the best logit */
+  float top_p;       /* 1: all */
+  float floor;       /* least logit less the best, over the temperature */
+  uint32_t top_k;    /* 0: all */
+  uint64_t draw;     /* uniform random bits */
+  uint32_t mask;     /* row of masks; UINT32_MAX: none */
+  uint32_t unused;
+} SampleRowArgs;
+
+typedef struct SampleArgs {
+  uint32_t* ids;             /* [m] */
+  const float* logits;       /* [m, vocab] */
+  const SampleRowArgs* rows; /* [m] */
+  const uint32_t* masks;     /* [.., ceil(vocab / 32)]: a bit for each id that is allowed */
+  uint32_t vocab;
+} SampleArgs;
 
 /* ---- repack ---- */
 

@@ -109,6 +109,11 @@ impl MetaDevice {
         self.target.dtype
     }
 
+    /// Whether the planned device records its steps.
+    pub(super) fn has_graphs(&self) -> bool {
+        matches!(self.target.packing, Packing::Cuda { .. })
+    }
+
     /// Bytes of all tensors made since the last call.
     pub fn take_bytes(&self) -> u64 {
         self.bytes.swap(0, Ordering::Relaxed)

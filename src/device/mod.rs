@@ -5,6 +5,7 @@
 //! first. Activations are `f32` on the CPU and `f16` or `bf16` on CUDA ([`Device::activation_dtype`]); the
 //! residual stream and the logits are `f32` on both.
 
+mod batch_meta;
 pub mod cpu;
 #[cfg(lowbit_cuda)]
 pub mod cuda;
@@ -13,16 +14,21 @@ mod linear_input;
 mod meta;
 mod operands;
 mod packed_weight;
+mod recorded;
 pub(crate) mod tensor;
 
 use std::path::Path;
 
+pub(crate) use batch_meta::DecodeGrid;
+pub use batch_meta::{BatchMeta, BatchRows, BatchSizes};
+pub use cpu::reference::SampleRow;
 pub use epilogue::{Activation, Epilogue, GROUP_OUTPUTS, Output};
 pub use linear_input::{ActOrder, InputFormat, LinearInput, OrderId};
 pub use meta::{MetaDevice, Packing, Target};
-pub use operands::{AttentionShape, BatchMeta, Columns, KvLayer, Write};
+pub use operands::{AttentionShape, Columns, HeadNorms, KvLayer, RopeRows, Write};
 pub(crate) use packed_weight::PackedBody;
 pub use packed_weight::PackedWeight;
+pub(crate) use recorded::Recorded;
 pub use tensor::Tensor;
 
 use crate::dtype::{DType, HostData};
@@ -122,6 +128,16 @@ impl Device {
         }
     }
 
+    /// Whether steps are to be recorded ([`Device::record`]): memory for their metadata is planned then.
+    pub(crate) fn has_graphs(&self) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Meta(d) => d.has_graphs(),
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(_) => true,
+        }
+    }
+
     /// Type of activations between ops.
     pub fn activation_dtype(&self) -> DType {
         match self {
@@ -143,6 +159,30 @@ impl Device {
             return Ok(d.tensor(dtype, len));
         }
         dispatch!(self, zeros(dtype, len))
+    }
+
+    /// Tensors of so many zeros each, which [`Device::write_together`] fills at once.
+    pub(crate) fn zeros_together<const N: usize>(&self, dtype: DType, lens: [usize; N]) -> Result<[Tensor; N]> {
+        #[cfg(lowbit_cuda)]
+        if let Device::Cuda(d) = self {
+            return cuda::ops::zeros_together(d, dtype, lens);
+        }
+        let tensors = lens.into_iter().map(|len| self.zeros(dtype, len)).collect::<Result<Vec<_>>>()?;
+        tensors.try_into().map_err(|_| Error::Shape {
+            op: "zeros_together",
+            expected: format!("{N} tensors"),
+            got: "fewer".into(),
+        })
+    }
+
+    /// Overwrites the start of each of the `U32` tensors that one [`Device::zeros_together`] made, in its order, with its part of `data`; what
+    /// lies behind that start is undefined afterwards.
+    pub(crate) fn write_together<const N: usize>(&self, dst: [&mut Tensor; N], data: [&[u32]; N]) -> Result<()> {
+        #[cfg(lowbit_cuda)]
+        if let Device::Cuda(d) = self {
+            return cuda::ops::write_together(d, dst, data);
+        }
+        dst.into_iter().zip(data).try_for_each(|(dst, data)| self.write(dst, &HostData::U32(data.to_vec())))
     }
 
     /// Moves host elements to the device.
@@ -368,47 +408,25 @@ impl Device {
         Ok(())
     }
 
-    /// RMSNorm of every query and key head in place (Qwen3); `qkv` `[m, qkv_width]`, weights `F32` `[head_dim]`.
-    pub fn qk_norm(
-        &self,
-        qkv: &mut Tensor,
-        q_weight: &Tensor,
-        k_weight: &Tensor,
-        eps: f32,
-        shape: &AttentionShape,
-        m: usize,
-    ) -> Result<()> {
-        require("qk_norm qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
-        dispatch!(self, qk_norm(qkv, q_weight, k_weight, eps, shape, m))
-    }
-
-    /// Rotates queries and keys in place; pairs are `(i, i + head_dim / 2)`. `table` is `F32` `[positions, head_dim]`:
-    /// `head_dim / 2` cosines, then as many sines.
-    pub fn rope(
-        &self,
-        qkv: &mut Tensor,
-        table: &Tensor,
-        positions: &Tensor,
-        shape: &AttentionShape,
-        m: usize,
-    ) -> Result<()> {
-        require("rope qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
-        require("rope positions", positions, DType::U32, m)?;
-        dispatch!(self, rope(qkv, table, positions, shape, m))
-    }
-
-    /// Writes each row's keys and values to its slot of the paged cache.
-    pub fn kv_write(
+    /// What lies between the qkv projection and attention, for `m` rows of `qkv` `[m, qkv_width]`: RMSNorm of query and key heads where
+    /// there is a `norm`, then their rotation in place, pairs being `(i, i + head_dim / 2)`; keys and values go to the row's slot of
+    /// the paged cache.
+    pub fn rope_kv_write(
         &self,
         cache: &mut KvLayer,
-        qkv: &Tensor,
-        slot_mapping: &Tensor,
+        qkv: &mut Tensor,
+        norm: Option<HeadNorms<'_>>,
+        rows: RopeRows<'_>,
         shape: &AttentionShape,
         m: usize,
     ) -> Result<()> {
-        require("kv_write qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
-        require("kv_write slot_mapping", slot_mapping, DType::U32, m)?;
-        dispatch!(self, kv_write(cache, qkv, slot_mapping, shape, m))
+        require("rope_kv_write qkv", qkv, self.activation_dtype(), m * shape.qkv_width())?;
+        require("rope_kv_write positions", rows.positions, DType::U32, m)?;
+        require("rope_kv_write slot_mapping", rows.slot_mapping, DType::U32, m)?;
+        for weight in norm.iter().flat_map(|norm| [norm.q, norm.k]) {
+            require("rope_kv_write norm", weight, DType::F32, shape.head_dim)?;
+        }
+        dispatch!(self, rope_kv_write(cache, qkv, norm, rows, shape, m))
     }
 
     /// Fails when this device has no attention kernel for `shape`. Asked before a model's weights are read.
@@ -421,6 +439,16 @@ impl Device {
             Device::Cpu(_) | Device::Meta(_) => Ok(()),
             #[cfg(lowbit_cuda)]
             Device::Cuda(_) => cuda::ops::check_attention(shape),
+        }
+    }
+
+    /// How the keys of sequences that decode are cut into parts for attention of `shape`; `None` where nothing is cut.
+    pub(crate) fn decode_grid(&self, shape: &AttentionShape) -> Option<DecodeGrid> {
+        let _ = shape;
+        match self {
+            Device::Cpu(_) | Device::Meta(_) => None,
+            #[cfg(lowbit_cuda)]
+            Device::Cuda(d) => cuda::ops::decode_grid(d, shape),
         }
     }
 
@@ -455,6 +483,30 @@ impl Device {
         require("logits_stats logits", logits, DType::F32, m * vocab)?;
         require("logits_stats targets", targets, DType::U32, m)?;
         dispatch!(self, logits_stats(ids, stats, logits, targets, vocab, m))
+    }
+
+    /// In place of an id: a logit of the row is NaN or infinite above.
+    pub const NOT_FINITE: u32 = u32::MAX;
+    /// In place of an id: all logits of the row are negative infinity.
+    pub const NO_TOKEN: u32 = u32::MAX - 1;
+
+    /// For each of `rows` the id that it draws from its row of `logits` (`F32` `[rows, vocab]`) into `ids`, by
+    /// [`cpu::reference::sample`]: the same on every device. `scratch` is `U32` `[rows, 8]`.
+    pub fn sample(
+        &self,
+        ids: &mut Tensor,
+        scratch: &mut Tensor,
+        logits: &Tensor,
+        rows: &[SampleRow],
+        vocab: usize,
+    ) -> Result<()> {
+        require("sample ids", ids, DType::U32, rows.len())?;
+        require("sample scratch", scratch, DType::U32, 8 * rows.len())?;
+        require("sample logits", logits, DType::F32, rows.len() * vocab)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        dispatch!(self, sample(ids, scratch, logits, rows, vocab))
     }
 }
 

@@ -45,46 +45,6 @@ impl AttentionShape {
     }
 }
 
-/// The per-step metadata of a ragged batch, on the device. Rows of all sequences are concatenated.
-#[derive(Debug)]
-pub struct BatchMeta {
-    /// `[m]` `U32` token ids.
-    pub token_ids: Tensor,
-    /// `[m]` `U32` position of each row in its sequence.
-    pub positions: Tensor,
-    /// `[m]` `U32` KV slot (`block * block_size + offset`) each row writes; `u32::MAX` writes nowhere.
-    pub slot_mapping: Tensor,
-    /// `[batch, max_blocks]` `U32` block numbers of each sequence.
-    pub block_tables: Tensor,
-    /// `[batch]` `U32` keys of each sequence, this step's included.
-    pub context_lens: Tensor,
-    /// `[batch + 1]` `U32` first row of each sequence, then `m`.
-    pub cu_seqlens_q: Tensor,
-    /// `[logit_rows]` `U32` rows whose logits are wanted.
-    pub logit_rows: Tensor,
-    /// Rows.
-    pub m: usize,
-    /// Sequences.
-    pub batch: usize,
-    /// Row stride of `block_tables`.
-    pub max_blocks: usize,
-    /// Most rows of any sequence; 1 means pure decode.
-    pub max_q_len: usize,
-    /// Most keys of any sequence.
-    pub max_context_len: usize,
-}
-
-impl BatchMeta {
-    /// Bytes of all tensors.
-    pub fn bytes(&self) -> usize {
-        let BatchMeta {
-            token_ids, positions, slot_mapping, block_tables, context_lens, cu_seqlens_q, logit_rows, ..
-        } = self;
-        let tensors = [token_ids, positions, slot_mapping, block_tables, context_lens, cu_seqlens_q, logit_rows];
-        tensors.map(Tensor::bytes).iter().sum()
-    }
-}
-
 /// Keys and values of one layer: two `[num_blocks, block_size, num_kv_heads, head_dim]` tensors.
 #[derive(Debug)]
 pub struct KvLayer {
@@ -92,4 +52,26 @@ pub struct KvLayer {
     pub k: Tensor,
     /// Values.
     pub v: Tensor,
+}
+
+/// Norms of query and key heads (Qwen3).
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// `F32` `[head_dim]` weight of the query heads.
+    pub q: &'a Tensor,
+    /// `F32` `[head_dim]` weight of the key heads.
+    pub k: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// What rotation and the cache need to know of each row.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeRows<'a> {
+    /// `F32` `[positions, head_dim]`: `head_dim / 2` cosines, then as many sines.
+    pub table: &'a Tensor,
+    /// `[m]` `U32` position of each row, below those of `table`.
+    pub positions: &'a Tensor,
+    /// `[m]` `U32` KV slot each row writes; `u32::MAX` writes nowhere.
+    pub slot_mapping: &'a Tensor,
 }

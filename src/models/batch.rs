@@ -1,8 +1,7 @@
 //! What one forward pass computes, [`Batch`], the sizes that bound it, [`Limits`], and its form on a device.
 
 use crate::checkpoint::ModelConfig;
-use crate::device::{BatchMeta, Device};
-use crate::dtype::{DType, HostData};
+use crate::device::{AttentionShape, BatchMeta, BatchRows, BatchSizes, Device};
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
 
@@ -95,43 +94,53 @@ impl Batch {
     }
 }
 
-impl BatchMeta {
-    pub(super) fn new(device: &Device, limits: &Limits) -> Result<BatchMeta> {
-        let max_blocks = limits.max_model_len.div_ceil(KvCache::BLOCK_SIZE);
-        let zeros = |len: usize| device.zeros(DType::U32, len);
-        Ok(BatchMeta {
-            token_ids: zeros(limits.max_batch_tokens)?,
-            positions: zeros(limits.max_batch_tokens)?,
-            slot_mapping: zeros(limits.max_batch_tokens)?,
-            block_tables: zeros(limits.max_seqs * max_blocks)?,
-            context_lens: zeros(limits.max_seqs)?,
-            cu_seqlens_q: zeros(limits.max_seqs + 1)?,
-            logit_rows: zeros(limits.max_logit_rows)?,
-            m: 0,
-            batch: 0,
-            max_blocks,
-            max_q_len: 0,
-            max_context_len: 0,
-        })
+impl Limits {
+    /// Room for the metadata of any batch.
+    pub(super) fn batch_sizes(&self) -> BatchSizes {
+        BatchSizes {
+            rows: self.max_batch_tokens,
+            sequences: self.max_seqs,
+            blocks: self.max_model_len.div_ceil(KvCache::BLOCK_SIZE),
+            logit_rows: self.max_logit_rows,
+        }
+    }
+}
+
+impl Batch {
+    /// The same with sequences behind its own that have no keys and write nowhere, `sequences` in all, each of one row.
+    pub(super) fn padded(&self, sequences: usize) -> Batch {
+        let mut batch = self.clone();
+        for _ in self.context_lens.len()..sequences {
+            batch.token_ids.push(0);
+            batch.positions.push(0);
+            batch.slot_mapping.push(u32::MAX);
+            batch.block_tables.push(Vec::new());
+            batch.context_lens.push(0);
+            batch.cu_seqlens_q.push(batch.token_ids.len() as u32);
+        }
+        batch
     }
 
-    pub(super) fn fill(&mut self, device: &Device, batch: &Batch) -> Result<()> {
-        let u32s = |v: &[u32]| HostData::U32(v.to_vec());
-        device.write(&mut self.token_ids, &u32s(&batch.token_ids))?;
-        device.write(&mut self.positions, &u32s(&batch.positions))?;
-        device.write(&mut self.slot_mapping, &u32s(&batch.slot_mapping))?;
-        device.write(&mut self.context_lens, &u32s(&batch.context_lens))?;
-        device.write(&mut self.cu_seqlens_q, &u32s(&batch.cu_seqlens_q))?;
-        let mut tables = vec![0; batch.block_tables.len() * self.max_blocks];
-        for (row, blocks) in tables.chunks_exact_mut(self.max_blocks).zip(&batch.block_tables) {
-            let used = blocks.len().min(row.len());
+    /// Moves it to `meta`, for attention of `shape`.
+    ///
+    /// # Errors
+    /// `Shape` when there is no room for it; the device's failure.
+    pub(super) fn write(&self, device: &Device, meta: &mut BatchMeta, shape: &AttentionShape) -> Result<()> {
+        let table_stride = self.block_tables.iter().map(Vec::len).max().unwrap_or(0).min(meta.max_blocks);
+        let mut block_tables = vec![0; self.block_tables.len() * table_stride];
+        for (row, blocks) in block_tables.chunks_exact_mut(table_stride.max(1)).zip(&self.block_tables) {
+            let used = blocks.len().min(table_stride);
             row[..used].copy_from_slice(&blocks[..used]);
         }
-        device.write(&mut self.block_tables, &HostData::U32(tables))?;
-        self.m = batch.token_ids.len();
-        self.batch = batch.block_tables.len();
-        self.max_q_len = batch.cu_seqlens_q.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
-        self.max_context_len = batch.context_lens.iter().copied().max().unwrap_or(0) as usize;
-        Ok(())
+        let rows = BatchRows {
+            token_ids: &self.token_ids,
+            positions: &self.positions,
+            slot_mapping: &self.slot_mapping,
+            block_tables: &block_tables,
+            table_stride,
+            context_lens: &self.context_lens,
+            cu_seqlens_q: &self.cu_seqlens_q,
+        };
+        meta.fill(device, &rows, shape)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::device::{AttentionShape, InputFormat, KvLayer, LinearInput, Tensor, Write};
+use crate::device::{AttentionShape, HeadNorms, InputFormat, KvLayer, LinearInput, RopeRows, Tensor, Write};
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
 use crate::quant::ActQuant;
@@ -92,12 +92,11 @@ impl Attention<Linear, RmsNorm> {
         observer: &mut Observer<'_>,
     ) -> Result<()> {
         let (d, m, format) = (&w.device, w.meta.m, self.o.input_format());
-        if let Some(norm) = &self.qk_norm {
-            d.qk_norm(&mut w.qkv, norm.q.weight(), norm.k.weight(), norm.q.eps(), shape, m)?;
-        }
-        d.rope(&mut w.qkv, &w.rope, &w.meta.positions, shape, m)?;
+        let norm = self.qk_norm.as_ref();
+        let norm = norm.map(|norm| HeadNorms { q: norm.q.weight(), k: norm.k.weight(), eps: norm.q.eps() });
+        let rows = RopeRows { table: &w.rope, positions: &w.meta.positions, slot_mapping: &w.meta.slot_mapping };
+        d.rope_kv_write(kv, &mut w.qkv, norm, rows, shape, m)?;
         let _ = observer(Step::Qkv { qkv: &w.qkv, rows: m })?; // nothing to save by ending here
-        d.kv_write(kv, &w.qkv, &w.meta.slot_mapping, shape, m)?;
         if let Some(norm) = &self.sub_norm {
             d.attention(&mut w.attention, &w.qkv, kv, &w.meta, shape)?;
             return norm.forward_inner(d, &mut w.input, &w.attention, false, format, m);

@@ -2,6 +2,7 @@
 
 mod batch;
 mod ceiling;
+mod decode_graphs;
 mod dummy;
 mod forward;
 mod layer;

@@ -8,6 +8,7 @@ use crate::layers::RmsNorm;
 use crate::quant::Scheme;
 
 use super::batch::Limits;
+use super::decode_graphs::DecodeGraphs;
 use super::role::Slot;
 use super::spec::{LinearSpec, ModelSpec};
 use super::workspace::{HeadScratch, Workspace, kv_cache};
@@ -76,6 +77,7 @@ impl MemoryPlan {
         kv_cache(&device, config, limits)?;
         let kv_cache = meta.take_bytes();
         Workspace::new(&device, config, limits)?;
+        DecodeGraphs::new(&device, limits)?;
         HeadScratch::new(&device, config, limits)?;
         Ok(MemoryPlan { weights, kv_cache, scratch: meta.take_bytes(), packing })
     }

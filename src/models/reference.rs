@@ -127,7 +127,7 @@ impl ReferenceLayer {
             None => narrow(reference::silu_mul(&gate_up, down.weight.k(), rounding)),
         };
         let out = add(&middle, &down.forward(&activated, how));
-        Steps { normed, qkv, qk_normed, rotated, attended, attention_out, middle, mlp_normed, gate_up, activated, out }
+        Steps { normed, qkv, rotated, attended, attention_out, middle, mlp_normed, gate_up, activated, out }
     }
 }
 
@@ -176,7 +176,6 @@ pub(crate) struct Steps {
     pub(crate) normed: Vec<f32>,
     pub(crate) qkv: Vec<f32>,
     /// Queries and keys normalized where the model does that.
-    pub(crate) qk_normed: Vec<f32>,
     pub(crate) rotated: Vec<f32>,
     pub(crate) attended: Vec<f32>,
     /// What the attention output takes: normalized where the model does that.

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::layers::KvCache;
 
 use super::batch::{Batch, Limits};
+use super::decode_graphs::DecodeGraphs;
 use super::forward::unobserved;
 use super::model::Model;
 use super::plan::MemoryPlan;
@@ -18,6 +19,8 @@ use super::workspace::{HeadScratch, Workspace, kv_cache};
 /// was not computed.
 #[derive(Debug)]
 pub struct ModelRunner {
+    /// Before what they were recorded with, so that they are dropped first.
+    graphs: Option<DecodeGraphs>,
     model: Model,
     limits: Limits,
     workspace: Workspace,
@@ -33,6 +36,7 @@ impl ModelRunner {
     pub fn new(model: Model, limits: Limits) -> Result<ModelRunner> {
         let (device, config) = (&model.device, &model.config);
         Ok(ModelRunner {
+            graphs: DecodeGraphs::new(device, &limits)?,
             workspace: Workspace::new(device, config, &limits)?,
             head: HeadScratch::new(device, config, &limits)?,
             cache: kv_cache(device, config, &limits)?,
@@ -85,17 +89,64 @@ impl ModelRunner {
         MemoryPlan {
             weights: self.model.resident_bytes() as u64,
             kv_cache: kv.sum::<usize>() as u64,
-            scratch: (self.workspace.bytes() + self.head.bytes()) as u64,
+            scratch: (self.workspace.bytes() + self.head.bytes() + self.graphs.as_ref().map_or(0, DecodeGraphs::bytes))
+                as u64,
             packing: 0,
         }
     }
 
-    /// One pass: all layers over the batch, then the logits of its `logit_rows`.
+    /// One pass: all layers over the batch, then the logits of its `logit_rows`. Where every sequence decodes, a GPU replays a
+    /// recorded step.
     ///
     /// # Errors
     /// `Input` when the batch exceeds the limits or holds an id outside the vocabulary.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits<'_>> {
-        self.forward(batch)?.into_logits(&batch.logit_rows)
+        let Some(bucket) = self.graphs.as_ref().and_then(|graphs| graphs.bucket(batch)) else {
+            return self.forward(batch)?.into_logits(&batch.logit_rows);
+        };
+        batch.check(&self.model.config, &self.limits)?;
+        self.decode(&batch.padded(bucket), bucket)?;
+        Ok(Logits { rows: batch.logit_rows.len(), runner: self })
+    }
+
+    /// A step of `bucket` sequences of one row each: as it was recorded, or the first time op by op and then recorded.
+    fn decode(&mut self, batch: &Batch, bucket: usize) -> Result<()> {
+        let Some(graphs) = &mut self.graphs else { return Ok(()) };
+        batch.write(&self.model.device, &mut graphs.meta, &self.workspace.shape)?;
+        if let Some(recorded) = graphs.get(bucket) {
+            return recorded.replay();
+        }
+        std::mem::swap(&mut graphs.meta, &mut self.workspace.meta);
+        let device = self.model.device.clone();
+        let recorded = self.enqueue_decode(bucket).and_then(|()| device.record(|| self.enqueue_decode(bucket)));
+        if let Some(graphs) = &mut self.graphs {
+            std::mem::swap(&mut graphs.meta, &mut self.workspace.meta);
+            if let Some(recorded) = recorded? {
+                graphs.insert(bucket, recorded);
+            }
+        }
+        Ok(())
+    }
+
+    /// All ops of such a step, over the batch that the workspace's metadata has.
+    fn enqueue_decode(&mut self, rows: usize) -> Result<()> {
+        self.enqueue_embed()?;
+        (0..self.model.layers.len()).try_for_each(|index| self.run_layer(index))?;
+        self.enqueue_head(rows)
+    }
+
+    fn enqueue_embed(&mut self) -> Result<()> {
+        let w = &mut self.workspace;
+        let (table, hidden) = (&self.model.embedding, self.model.config.hidden_size);
+        w.device.embed(&mut w.residual, table, &w.meta.token_ids, hidden, w.meta.m)
+    }
+
+    /// Final norm and output head of the first `m` of the metadata's `logit_rows`.
+    fn enqueue_head(&mut self, m: usize) -> Result<()> {
+        let ModelRunner { model, workspace: w, head, .. } = self;
+        w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)?;
+        model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
+        model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)
     }
 
     /// All layers over the batch.
@@ -114,10 +165,8 @@ impl ModelRunner {
     /// As [`ModelRunner::run`].
     pub fn embed(&mut self, batch: &Batch) -> Result<HiddenStates<'_>> {
         batch.check(&self.model.config, &self.limits)?;
-        let w = &mut self.workspace;
-        w.start(batch)?;
-        let (table, hidden) = (&self.model.embedding, self.model.config.hidden_size);
-        w.device.embed(&mut w.residual, table, &w.meta.token_ids, hidden, w.meta.m)?;
+        self.workspace.start(batch)?;
+        self.enqueue_embed()?;
         Ok(self.hidden_states(batch.token_ids.len()))
     }
 
@@ -194,7 +243,7 @@ impl<'a> HiddenStates<'a> {
     /// # Errors
     /// As [`HiddenStates::logits`].
     pub fn into_logits(self, rows: &[u32]) -> Result<Logits<'a>> {
-        let ModelRunner { model, limits, workspace: w, head, .. } = &mut *self.runner;
+        let ModelRunner { limits, workspace: w, .. } = &mut *self.runner;
         let m = rows.len();
         if m > limits.max_logit_rows {
             return Err(Error::input("logit rows", format!("{m} exceed the limit {}", limits.max_logit_rows)));
@@ -204,9 +253,7 @@ impl<'a> HiddenStates<'a> {
         }
         if m > 0 {
             w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))?;
-            w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)?;
-            model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
-            model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)?;
+            self.runner.enqueue_head(m)?;
         }
         Ok(Logits { runner: self.runner, rows: m })
     }

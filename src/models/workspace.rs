@@ -2,7 +2,7 @@
 //! here by a plan.
 
 use crate::checkpoint::ModelConfig;
-use crate::device::{BatchMeta, Device, LinearInput, Tensor};
+use crate::device::{AttentionShape, BatchMeta, Device, LinearInput, Tensor};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::KvCache;
@@ -29,6 +29,8 @@ pub(super) struct Workspace {
     /// `[max_batch_tokens, 2 * intermediate]`.
     pub(super) gate_up: Tensor,
     pub(super) meta: BatchMeta,
+    /// Of attention, whatever the layer's window.
+    pub(super) shape: AttentionShape,
     /// `[max_model_len, head_dim]`.
     pub(super) rope: Tensor,
 }
@@ -45,7 +47,8 @@ impl Workspace {
             qkv: device.zeros(dtype, tokens * shape.qkv_width())?,
             attention: device.zeros(dtype, tokens * shape.num_heads * shape.head_dim)?,
             gate_up: device.zeros(dtype, tokens * 2 * config.intermediate_size)?,
-            meta: BatchMeta::new(device, limits)?,
+            meta: BatchMeta::new(device, limits.batch_sizes())?,
+            shape,
             rope: device.upload_with(DType::F32, limits.max_model_len * config.head_dim, || {
                 let ModelConfig { rope, head_dim, max_position_embeddings, .. } = config;
                 HostData::F32(rope_table(rope, *head_dim, *max_position_embeddings, limits.max_model_len))
@@ -56,14 +59,14 @@ impl Workspace {
 
     /// Bytes of all its tensors.
     pub(super) fn bytes(&self) -> usize {
-        let Workspace { device: _, residual, input, spare, qkv, attention, gate_up, meta, rope } = self;
+        let Workspace { device: _, shape: _, residual, input, spare, qkv, attention, gate_up, meta, rope } = self;
         let tensors = [residual, qkv, attention, gate_up, rope].map(Tensor::bytes);
         tensors.iter().sum::<usize>() + input.bytes() + spare.bytes() + meta.bytes()
     }
 
     /// Moves the batch's metadata to the device.
     pub(super) fn start(&mut self, batch: &Batch) -> Result<()> {
-        self.meta.fill(&self.device, batch)
+        batch.write(&self.device, &mut self.meta, &self.shape)
     }
 
     /// Replaces the residual stream.

@@ -1,7 +1,7 @@
 //! Rotary embedding, head norms, the paged cache and attention over it.
 
 use lowbit::device::cpu::reference::{self, PagedKv, Rounding};
-use lowbit::device::{AttentionShape, BatchMeta, Device, KvLayer};
+use lowbit::device::{AttentionShape, BatchMeta, BatchRows, Device, HeadNorms, KvLayer, RopeRows};
 use lowbit::dtype::{DType, HostData};
 
 use super::{activations, assert_untouched, f32s, on_every_device, poisoned, read, u32s};
@@ -9,9 +9,7 @@ use crate::common::random::Random;
 use crate::common::tolerance::{assert_bounded, assert_exact};
 
 on_every_device!(
-    qk_norm,
-    rope,
-    kv_write,
+    rope_kv_write,
     attention_decode,
     attention_prefill,
     attention_mixed,
@@ -30,28 +28,6 @@ const SHAPES: [AttentionShape; 4] = [
     AttentionShape { num_heads: 14, num_kv_heads: 2, head_dim: 80, scale: 0.11, ..SHAPE },
 ];
 
-fn qk_norm(device: &Device) {
-    let dtype = device.activation_dtype();
-    for shape in SHAPES {
-        for m in [1, 3, 17] {
-            let mut random = Random::new(m as u64);
-            let (mut qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
-            let (q_weight, k_weight) = (random.normals(shape.head_dim), random.normals(shape.head_dim));
-            let (q, k) = (f32s(device, &q_weight), f32s(device, &k_weight));
-            device.qk_norm(&mut qkv, &q, &k, 1e-6, &shape, m).expect("qk_norm");
-            let of = |rounding| reference::qk_norm(&values, &q_weight, &k_weight, 1e-6, &shape, rounding);
-            let got = read(device, &qkv, values.len());
-            assert_bounded(
-                &format!("qk_norm m={m} {shape:?}"),
-                &got,
-                &of(Rounding::Exact),
-                &of(Rounding::As(dtype)),
-                dtype,
-            );
-        }
-    }
-}
-
 /// `[positions, head_dim]` cosines then sines of the usual frequencies.
 fn rope_table(positions: usize, head_dim: usize) -> Vec<f32> {
     let angle = |p: usize, i: usize| p as f64 * 10_000f64.powf(-2.0 * i as f64 / head_dim as f64);
@@ -62,28 +38,6 @@ fn rope_table(positions: usize, head_dim: usize) -> Vec<f32> {
     (0..positions).flat_map(row).collect()
 }
 
-fn rope(device: &Device) {
-    let dtype = device.activation_dtype();
-    for shape in SHAPES {
-        let table = rope_table(100, shape.head_dim);
-        for m in [1, 2, 17] {
-            let mut random = Random::new(m as u64);
-            let (mut qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
-            let positions: Vec<u32> = (0..m).map(|_| random.below(100) as u32).collect();
-            device.rope(&mut qkv, &f32s(device, &table), &u32s(device, &positions), &shape, m).expect("rope");
-            let of = |rounding| reference::rope(&values, &table, &positions, &shape, rounding);
-            let got = read(device, &qkv, values.len());
-            assert_bounded(
-                &format!("rope m={m} {shape:?}"),
-                &got,
-                &of(Rounding::Exact),
-                &of(Rounding::As(dtype)),
-                dtype,
-            );
-        }
-    }
-}
-
 /// Cache types a device is asked to hold: its own, and on the CPU the 16-bit ones too.
 fn cache_dtypes(device: &Device) -> Vec<DType> {
     match device.activation_dtype() {
@@ -92,29 +46,60 @@ fn cache_dtypes(device: &Device) -> Vec<DType> {
     }
 }
 
-fn kv_write(device: &Device) {
-    for dtype in cache_dtypes(device) {
-        for shape in SHAPES {
-            let width = shape.num_kv_heads * shape.head_dim;
-            let slots = [5, u32::MAX, 31, 0, 16];
-            let (qkv, values) = activations(device, &Random::new(2).normals(slots.len() * shape.qkv_width()));
-            let len = 2 * shape.block_size * width;
-            let mut cache = KvLayer { k: poisoned(device, dtype, len), v: poisoned(device, dtype, len) };
-            device.kv_write(&mut cache, &qkv, &u32s(device, &slots), &shape, slots.len()).expect("kv_write");
-            let (mut k, mut v) = (vec![f32::NAN; len], vec![f32::NAN; len]);
-            for (row, &slot) in values.chunks_exact(shape.qkv_width()).zip(&slots) {
-                if slot != u32::MAX {
-                    let (keys, at) = (shape.num_heads * shape.head_dim, slot as usize * width);
-                    for i in 0..width {
-                        k[at + i] = dtype.round(row[keys + i]);
-                        v[at + i] = dtype.round(row[keys + width + i]);
-                    }
-                }
+/// Rotated rows are bounded; the cache holds them, rounded to its type, in their slots and is untouched elsewhere.
+fn rope_kv_write(device: &Device) {
+    let heads = [(2, 2, 8), (5, 1, 24), (6, 3, 136), (3, 1, 256)]
+        .map(|(num_heads, num_kv_heads, head_dim)| AttentionShape { num_heads, num_kv_heads, head_dim, ..SHAPE });
+    for cache_dtype in cache_dtypes(device) {
+        for (shape, with_norm) in SHAPES.into_iter().chain(heads).flat_map(|shape| [(shape, false), (shape, true)]) {
+            for m in [1, 2, 17] {
+                rope_kv_write_case(device, cache_dtype, shape, with_norm, m);
             }
-            assert_exact("keys", &read(device, &cache.k, len), &k);
-            assert_exact("values", &read(device, &cache.v, len), &v);
         }
     }
+}
+
+fn rope_kv_write_case(device: &Device, cache_dtype: DType, shape: AttentionShape, with_norm: bool, m: usize) {
+    let what = format!("rope_kv_write m={m} norm={with_norm} cache {cache_dtype} {shape:?}");
+    let (dtype, mut random) = (device.activation_dtype(), Random::new(m as u64));
+    let table = rope_table(100, shape.head_dim);
+    let (mut qkv, values) = activations(device, &random.normals(m * shape.qkv_width()));
+    let (q_weight, k_weight) = (random.normals(shape.head_dim), random.normals(shape.head_dim));
+    let positions: Vec<u32> = (0..m).map(|_| random.below(100) as u32).collect();
+    let mut slots: Vec<u32> = random.permutation(2 * shape.block_size)[..m].to_vec();
+    if m > 1 {
+        slots[1] = u32::MAX;
+    }
+    let width = shape.num_kv_heads * shape.head_dim;
+    let len = 2 * shape.block_size * width;
+    let mut cache = KvLayer { k: poisoned(device, cache_dtype, len), v: poisoned(device, cache_dtype, len) };
+    let (q, k) = (f32s(device, &q_weight), f32s(device, &k_weight));
+    let norm = with_norm.then_some(HeadNorms { q: &q, k: &k, eps: 1e-6 });
+    let (table_on, positions_on, slots_on) = (f32s(device, &table), u32s(device, &positions), u32s(device, &slots));
+    let rows = RopeRows { table: &table_on, positions: &positions_on, slot_mapping: &slots_on };
+    device.rope_kv_write(&mut cache, &mut qkv, norm, rows, &shape, m).expect("rope_kv_write");
+
+    let of = |rounding| {
+        let normed = match with_norm {
+            true => reference::qk_norm(&values, &q_weight, &k_weight, 1e-6, &shape, rounding),
+            false => values.iter().map(|&x| f64::from(x)).collect(),
+        };
+        let normed: Vec<f32> = normed.into_iter().map(|x| x as f32).collect();
+        reference::rope(&normed, &table, &positions, &shape, rounding)
+    };
+    let got = read(device, &qkv, values.len());
+    assert_bounded(&what, &got, &of(Rounding::Exact), &of(Rounding::As(dtype)), dtype);
+
+    let (mut k, mut v) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+    for (row, &slot) in got.chunks_exact(shape.qkv_width()).zip(&slots).filter(|(_, slot)| **slot != u32::MAX) {
+        let (keys, at) = (shape.num_heads * shape.head_dim, slot as usize * width);
+        for i in 0..width {
+            k[at + i] = cache_dtype.round(row[keys + i]);
+            v[at + i] = cache_dtype.round(row[keys + width + i]);
+        }
+    }
+    assert_exact(&format!("keys of {what}"), &read(device, &cache.k, len), &k);
+    assert_exact(&format!("values of {what}"), &read(device, &cache.v, len), &v);
 }
 
 /// A ragged batch of `(query rows, keys)` over a cache whose blocks are shuffled and whose unused slots are NaN.
@@ -161,20 +146,16 @@ fn attention_case(device: &Device, shape: AttentionShape, cache_dtype: DType, se
     let of = |rounding| reference::attention(&values, &kv, &shape, rounding);
     let (exact, twin) = (of(Rounding::Exact), of(Rounding::As(dtype)));
     let positions: Vec<u32> = sequences.iter().flat_map(|&(q, keys)| (keys - q..keys).map(|p| p as u32)).collect();
-    let meta = BatchMeta {
-        token_ids: u32s(device, &vec![0; m]),
-        positions: u32s(device, &positions),
-        slot_mapping: u32s(device, &vec![u32::MAX; m]),
-        block_tables: u32s(device, &block_tables),
-        context_lens: u32s(device, &context_lens),
-        cu_seqlens_q: u32s(device, &cu_seqlens_q),
-        logit_rows: u32s(device, &[0]),
-        m,
-        batch: sequences.len(),
-        max_blocks,
-        max_q_len: sequences.iter().map(|s| s.0).max().unwrap_or(0),
-        max_context_len: sequences.iter().map(|s| s.1).max().unwrap_or(0),
+    let rows = BatchRows {
+        token_ids: &vec![0; m],
+        positions: &positions,
+        slot_mapping: &vec![u32::MAX; m],
+        block_tables: &block_tables,
+        table_stride: max_blocks,
+        context_lens: &context_lens,
+        cu_seqlens_q: &cu_seqlens_q,
     };
+    let meta = BatchMeta::of(device, &rows, &shape).expect("metadata");
     let width = shape.num_heads * shape.head_dim;
     let mut out = poisoned(device, dtype, (m + 1) * width);
     let cache = KvLayer { k: device.upload(k.clone()).expect("upload"), v: device.upload(v.clone()).expect("upload") };
@@ -237,6 +218,10 @@ fn attention_long(device: &Device) {
     attention_case(device, AttentionShape { block_size: 48, ..shape }, dtype, &[(1, 3000), (1, 5), (1, 1025)], 8);
     attention_case(device, AttentionShape { window: Some(700), ..shape }, dtype, &[(1, 3000), (1, 5)], 9);
     attention_case(device, AttentionShape { block_size: 32, ..shape }, dtype, &[(130, 700), (257, 257)], 10);
+    // More sequences than blocks that run at once, so that each takes several parts; contexts far apart.
+    let many: Vec<(usize, usize)> = (0..300).map(|i| (1, 1 + i * 37 % 700)).collect();
+    attention_case(device, SHAPE, dtype, &many, 12);
+    attention_case(device, shape, dtype, &[(1, 9000), (1, 64), (1, 65), (3, 100), (1, 63)], 13);
     attention_case(device, AttentionShape { window: Some(100), ..shape }, dtype, &[(200, 300)], 11);
 }
 

@@ -18,6 +18,7 @@ mod repack;
 #[cfg(lowbit_cuda)]
 mod replays;
 mod rows;
+mod sample;
 
 use lowbit::device::cpu::CpuDevice;
 use lowbit::device::{Device, LinearInput, Tensor};
@@ -100,6 +101,14 @@ pub const CANARY_CODE: i8 = 85;
 /// The first `len` elements as f32.
 pub fn read(device: &Device, tensor: &Tensor, len: usize) -> Vec<f32> {
     device.download(tensor, len).expect("download").to_f32()
+}
+
+/// The first `len` elements of a `U32` tensor.
+pub fn read_u32s(device: &Device, tensor: &Tensor, len: usize) -> Vec<u32> {
+    match device.download(tensor, len).expect("download") {
+        HostData::U32(values) => values,
+        other => panic!("{} elements", other.dtype()),
+    }
 }
 
 /// Fails unless everything from element `len` on is still the poison of [`poisoned`].

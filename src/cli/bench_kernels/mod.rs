@@ -138,8 +138,8 @@ enum Op {
     SiluMul,
     /// Rows of 4096 to int8.
     Quantize,
-    /// Rotary embedding of 32 query and 8 key heads.
-    Rope,
+    /// Rotary embedding of 32 query and 8 key heads, keys and values into the cache.
+    RopeKvWrite,
     /// Largest logit and normalizer of rows of 128256.
     LogitsStats,
     /// Causal attention, 32 query heads, 8 key-value heads of 128, decoding and prompts.

@@ -1,6 +1,8 @@
 //! Ops that are not linear layers: those on rows, and attention, in the shapes of Llama-3.1-8B.
 
-use crate::device::{AttentionShape, BatchMeta, Device, InputFormat, KvLayer, LinearInput, Tensor};
+use crate::device::{
+    AttentionShape, BatchMeta, BatchRows, Device, InputFormat, KvLayer, LinearInput, RopeRows, Tensor,
+};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::quant::ActQuant;
@@ -35,7 +37,7 @@ struct Case {
 pub(super) fn count(selection: &Selection) -> usize {
     let of = |op: &Op| match op {
         Op::RmsNorm | Op::SiluMul => 2 * selection.op_rows.len(),
-        Op::Quantize | Op::Rope => selection.op_rows.len(),
+        Op::Quantize | Op::RopeKvWrite => selection.op_rows.len(),
         Op::LogitsStats => logit_rows(selection).len(),
         Op::Attention => ATTENTION.len(),
         _ => 0,
@@ -127,16 +129,23 @@ fn rows(bench: &mut Bench, op: Op, m: usize) -> Result<()> {
             |d| Ok((LinearInput::new(d, m, HIDDEN)?, floats(d, dtype, m * HIDDEN)?)),
             |d, (out, x)| d.quantize(out, x, HIDDEN, int8, m),
         ),
-        Op::Rope => {
-            let heads = SHAPE.num_heads + SHAPE.num_kv_heads;
+        Op::RopeKvWrite => {
+            let (heads, kv_heads) = (SHAPE.num_heads + SHAPE.num_kv_heads, SHAPE.num_kv_heads);
+            let elements = 2 * heads + 3 * kv_heads; // read and written in place; values read, keys and values written
             case(
                 bench,
-                of(format!("{heads} heads of {}", SHAPE.head_dim), 2 * m * heads * SHAPE.head_dim * size),
+                of(format!("{heads} heads of {}", SHAPE.head_dim), m * elements * SHAPE.head_dim * size),
                 |d| {
-                    let qkv = floats(d, dtype, m * SHAPE.qkv_width())?;
-                    Ok((qkv, floats(d, DType::F32, 4096 * SHAPE.head_dim)?, u32s(d, vec![7; m])?))
+                    let (qkv, table) =
+                        (floats(d, dtype, m * SHAPE.qkv_width())?, floats(d, DType::F32, 4096 * SHAPE.head_dim)?);
+                    let cache = || d.zeros(dtype, m * SHAPE.num_kv_heads * SHAPE.head_dim);
+                    let slots = u32s(d, (0..m as u32).collect())?;
+                    Ok((qkv, table, u32s(d, vec![7; m])?, slots, KvLayer { k: cache()?, v: cache()? }))
                 },
-                |d, (qkv, table, positions)| d.rope(qkv, table, positions, &SHAPE, m),
+                |d, (qkv, table, positions, slot_mapping, cache)| {
+                    let rows = RopeRows { table, positions, slot_mapping };
+                    d.rope_kv_write(cache, qkv, None, rows, &SHAPE, m)
+                },
             )
         }
         Op::LogitsStats => case(
@@ -178,21 +187,20 @@ fn attention(bench: &mut Bench, (batch, q_len, keys): (usize, usize, usize)) -> 
 }
 
 fn meta(device: &Device, batch: usize, q_len: usize, keys: usize) -> Result<BatchMeta> {
-    let (m, max_blocks) = (batch * q_len, keys / SHAPE.block_size);
-    Ok(BatchMeta {
-        token_ids: u32s(device, vec![0; m])?,
-        positions: u32s(device, (0..m).map(|r| (keys - q_len + r % q_len) as u32).collect())?,
-        slot_mapping: u32s(device, vec![u32::MAX; m])?,
-        block_tables: u32s(device, (0..(batch * max_blocks) as u32).collect())?,
-        context_lens: u32s(device, vec![keys as u32; batch])?,
-        cu_seqlens_q: u32s(device, (0..=batch).map(|b| (b * q_len) as u32).collect())?,
-        logit_rows: u32s(device, vec![0])?,
-        m,
-        batch,
-        max_blocks,
-        max_q_len: q_len,
-        max_context_len: keys,
-    })
+    let (m, table_stride) = (batch * q_len, keys / SHAPE.block_size);
+    let positions: Vec<u32> = (0..m).map(|r| (keys - q_len + r % q_len) as u32).collect();
+    let block_tables: Vec<u32> = (0..(batch * table_stride) as u32).collect();
+    let cu_seqlens_q: Vec<u32> = (0..=batch).map(|b| (b * q_len) as u32).collect();
+    let rows = BatchRows {
+        token_ids: &vec![0; m],
+        positions: &positions,
+        slot_mapping: &vec![u32::MAX; m],
+        block_tables: &block_tables,
+        table_stride,
+        context_lens: &vec![keys as u32; batch],
+        cu_seqlens_q: &cu_seqlens_q,
+    };
+    BatchMeta::of(device, &rows, &SHAPE)
 }
 
 fn floats(device: &Device, dtype: DType, len: usize) -> Result<Tensor> {

@@ -1,12 +1,14 @@
 //! Every op of one layer on a device, each fed what the specification's own previous op gave.
 
 use crate::device::cpu::reference::{self, PagedKv, Rounding};
-use crate::device::{BatchMeta, Device, InputFormat, KvLayer, LinearInput, Tensor, Write};
+use crate::device::{
+    BatchMeta, BatchRows, Device, HeadNorms, InputFormat, KvLayer, LinearInput, RopeRows, Tensor, Write,
+};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
 use crate::models::reference::{Arithmetic, ReferenceLayer, ReferenceLinear, Rows, Steps, fill_cache, paged};
-use crate::models::{DecoderLayer, DenseMlp, Mlp, Projections};
+use crate::models::{Attention, DecoderLayer, DenseMlp, Mlp, Projections};
 use crate::quant::ActQuant;
 
 use super::report::Report;
@@ -34,13 +36,7 @@ impl OpChecks<'_> {
         let (host_attention, Mlp::Dense(host_mlp)) = (&host.parts.attention, &host.parts.mlp);
         self.rms_norm("input_norm", &layer.input_norm, &host.parts.input_norm, host.eps, x)?;
         self.linear(&attention.qkv, &host_attention.qkv, &steps.normed, Write::Store)?;
-        if let (Some(norm), Some(host_norm)) = (&attention.qk_norm, &host_attention.qk_norm) {
-            let input = self.rounded(&steps.qkv);
-            let mut qkv = self.upload(&input)?;
-            self.device.qk_norm(&mut qkv, norm.q.weight(), norm.k.weight(), host.eps, &host.shape, self.m())?;
-            let of = |rounding| reference::qk_norm(&input, &host_norm.q, &host_norm.k, host.eps, &host.shape, rounding);
-            self.bounded("qk_norm", &qkv, of)?;
-        }
+        self.rope_kv_write(&layer.attention, host, steps)?;
         self.attention(host, steps)?;
         if let (Some(norm), Some(weight)) = (&attention.sub_norm, &host_attention.sub_norm) {
             self.sub_norm("attn_sub_norm", norm, weight, host.eps, &steps.attended, false)?;
@@ -213,26 +209,47 @@ impl OpChecks<'_> {
         Ok(())
     }
 
-    /// Rotation, the cache, and attention over it: all rows at once as for a prompt, then each as in decoding.
-    fn attention(&mut self, host: &ReferenceLayer, steps: &Steps) -> Result<()> {
-        let (m, shape, rows, dtype) = (self.m(), &host.shape, self.rows, self.dtype());
-        let input = self.rounded(&steps.qk_normed);
+    /// Norms of heads, rotation, and the cache, which must hold what was rotated.
+    fn rope_kv_write(
+        &mut self,
+        attention: &Attention<Linear, RmsNorm>,
+        host: &ReferenceLayer,
+        steps: &Steps,
+    ) -> Result<()> {
+        let (m, shape, rows, dtype, rope) = (self.m(), &host.shape, self.rows, self.dtype(), self.rope);
+        let input = self.rounded(&steps.qkv);
         let mut qkv = self.upload(&input)?;
-        let table = self.device.upload(HostData::F32(self.rope.to_vec()))?;
-        let positions = self.device.upload(HostData::U32(rows.positions.clone()))?;
-        self.device.rope(&mut qkv, &table, &positions, shape, m)?;
-        let rope = self.rope;
-        self.bounded("rope", &qkv, |rounding| reference::rope(&input, rope, &rows.positions, shape, rounding))?;
-
-        let rotated = self.rounded(&steps.rotated);
+        let len = self.num_blocks * shape.block_size * shape.num_kv_heads * shape.head_dim;
+        let mut cache = KvLayer { k: self.device.zeros(dtype, len)?, v: self.device.zeros(dtype, len)? };
+        let u32s = |values: &[u32]| self.device.upload(HostData::U32(values.to_vec()));
+        let (positions, slot_mapping) = (u32s(&rows.positions)?, u32s(&rows.slots)?);
+        let table = self.device.upload(HostData::F32(rope.to_vec()))?;
+        let of_rows = RopeRows { table: &table, positions: &positions, slot_mapping: &slot_mapping };
+        let norm = attention.qk_norm.as_ref();
+        let norm = norm.map(|norm| HeadNorms { q: norm.q.weight(), k: norm.k.weight(), eps: host.eps });
+        self.device.rope_kv_write(&mut cache, &mut qkv, norm, of_rows, shape, m)?;
+        self.bounded("rope_kv_write", &qkv, |rounding| {
+            let normed = host.parts.attention.qk_norm.as_ref().map(|norm| {
+                let normed = reference::qk_norm(&input, &norm.q, &norm.k, host.eps, shape, rounding);
+                normed.into_iter().map(|x| x as f32).collect::<Vec<_>>()
+            });
+            reference::rope(normed.as_deref().unwrap_or(&input), rope, &rows.positions, shape, rounding)
+        })?;
+        let rotated = self.device.download(&qkv, input.len())?.to_f32();
         let (k, v) = fill_cache(&rotated, rows, shape, dtype, self.num_blocks);
-        let mut cache = KvLayer { k: self.device.zeros(dtype, k.len())?, v: self.device.zeros(dtype, v.len())? };
-        let slots = self.device.upload(HostData::U32(rows.slots.clone()))?;
-        self.device.kv_write(&mut cache, &self.upload(&rotated)?, &slots, shape, m)?;
-        for (name, got, expected) in [("kv_write keys", &cache.k, &k), ("kv_write values", &cache.v, &v)] {
+        for (name, got, expected) in [("cached keys", &cache.k, &k), ("cached values", &cache.v, &v)] {
             let got = self.device.download(got, expected.len())?.to_f32();
             self.report.exact(name, "", &got, &expected.to_f32());
         }
+        Ok(())
+    }
+
+    /// Attention over the cache: all rows at once as for a prompt, then each as in decoding.
+    fn attention(&mut self, host: &ReferenceLayer, steps: &Steps) -> Result<()> {
+        let (m, shape, rows, dtype) = (self.m(), &host.shape, self.rows, self.dtype());
+        let rotated = self.rounded(&steps.rotated);
+        let (k, v) = fill_cache(&rotated, rows, shape, dtype, self.num_blocks);
+        let cache = KvLayer { k: self.device.upload(k.clone())?, v: self.device.upload(v.clone())? };
 
         self.attend("attention prefill", &rotated, &cache, &paged(&k, &v, rows), host)?;
         // Every row once more as a sequence of its own that decodes its last token.
@@ -258,22 +275,16 @@ impl OpChecks<'_> {
     ) -> Result<()> {
         let shape = &host.shape;
         let m = qkv.len() / shape.qkv_width();
-        let u32s = |values: &[u32]| self.device.upload(HostData::U32(values.to_vec()));
-        let lens = kv.cu_seqlens_q.windows(2).map(|w| w[1] - w[0]);
-        let meta = BatchMeta {
-            token_ids: u32s(&vec![0; m])?,
-            positions: u32s(&vec![0; m])?,
-            slot_mapping: u32s(&vec![u32::MAX; m])?,
-            block_tables: u32s(kv.block_tables)?,
-            context_lens: u32s(kv.context_lens)?,
-            cu_seqlens_q: u32s(kv.cu_seqlens_q)?,
-            logit_rows: u32s(&[0])?,
-            m,
-            batch: kv.context_lens.len(),
-            max_blocks: kv.max_blocks,
-            max_q_len: lens.max().unwrap_or(0) as usize,
-            max_context_len: kv.context_lens.iter().copied().max().unwrap_or(0) as usize,
+        let rows = BatchRows {
+            token_ids: &vec![0; m],
+            positions: &vec![0; m],
+            slot_mapping: &vec![u32::MAX; m],
+            block_tables: kv.block_tables,
+            table_stride: kv.max_blocks,
+            context_lens: kv.context_lens,
+            cu_seqlens_q: kv.cu_seqlens_q,
         };
+        let meta = BatchMeta::of(self.device, &rows, shape)?;
         let mut out = self.device.zeros(self.dtype(), m * shape.num_heads * shape.head_dim)?;
         self.device.attention(&mut out, &self.upload(qkv)?, cache, &meta, shape)?;
         self.bounded(op, &out, |rounding| reference::attention(qkv, kv, shape, rounding))

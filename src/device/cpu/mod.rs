@@ -10,6 +10,7 @@ pub(crate) mod ops;
 mod outliers;
 pub mod reference;
 mod rows;
+mod sample;
 mod simd;
 
 pub(in crate::device) use linear::{check, packed_bytes};

@@ -1,14 +1,17 @@
 //! Op entry points of the CPU device, one per line of the op table in `device/mod.rs`: they check what only the CPU can
 //! check cheaply (ids, slots and block numbers in range), then run the specification or a fast path.
 
+use rayon::prelude::*;
+
 use super::host::{f32s, f32s_mut, host, host_mut, narrow, shape_error, u32s, write_bytes};
 use super::linear::FastWeight;
 use super::rows::{self, Emitted, Producer};
+use super::sample::Chooser;
 use super::{CpuDevice, CpuPacked, attention, check, memory, outliers, reference};
 use crate::device::tensor::TensorData;
 use crate::device::{
-    ActOrder, AttentionShape, BatchMeta, Device, Epilogue, InputFormat, KvLayer, LinearInput, PackedBody, PackedWeight,
-    Tensor,
+    ActOrder, AttentionShape, BatchMeta, Device, Epilogue, HeadNorms, InputFormat, KvLayer, LinearInput, PackedBody,
+    PackedWeight, RopeRows, SampleRow, Tensor,
 };
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
@@ -179,68 +182,39 @@ pub(crate) fn quantize(
     write_rows(device, out, &Producer::Copy { x }, || x.to_vec(), format, k, m)
 }
 
-pub(crate) fn qk_norm(
+pub(crate) fn rope_kv_write(
     device: &CpuDevice,
-    qkv: &mut Tensor,
-    q_weight: &Tensor,
-    k_weight: &Tensor,
-    eps: f32,
-    shape: &AttentionShape,
-    m: usize,
-) -> Result<()> {
-    let q_weight = f32s("qk_norm q_weight", q_weight, shape.head_dim)?;
-    let k_weight = f32s("qk_norm k_weight", k_weight, shape.head_dim)?;
-    let qkv = f32s_mut("qk_norm qkv", qkv, m * shape.qkv_width())?;
-    if let Some(level) = device.level {
-        rows::qk_norm(level, qkv, q_weight, k_weight, eps, shape);
-        return Ok(());
-    }
-    let y = narrow(reference::qk_norm(qkv, q_weight, k_weight, eps, shape, Rounding::Exact));
-    qkv.copy_from_slice(&y);
-    Ok(())
-}
-
-pub(crate) fn rope(
-    device: &CpuDevice,
-    qkv: &mut Tensor,
-    table: &Tensor,
-    positions: &Tensor,
-    shape: &AttentionShape,
-    m: usize,
-) -> Result<()> {
-    let table = f32s("rope table", table, table.len())?;
-    let positions = below("rope positions", u32s("rope positions", positions, m)?, table.len() / shape.head_dim)?;
-    let qkv = f32s_mut("rope qkv", qkv, m * shape.qkv_width())?;
-    if device.level.is_some() {
-        rows::rope(qkv, table, positions, shape);
-        return Ok(());
-    }
-    let y = narrow(reference::rope(qkv, table, positions, shape, Rounding::Exact));
-    qkv.copy_from_slice(&y);
-    Ok(())
-}
-
-pub(crate) fn kv_write(
-    _device: &CpuDevice,
     cache: &mut KvLayer,
-    qkv: &Tensor,
-    slot_mapping: &Tensor,
+    qkv: &mut Tensor,
+    norm: Option<HeadNorms<'_>>,
+    of_rows: RopeRows<'_>,
     shape: &AttentionShape,
     m: usize,
 ) -> Result<()> {
-    let qkv = f32s("kv_write qkv", qkv, m * shape.qkv_width())?;
-    let slots = u32s("kv_write slot_mapping", slot_mapping, m)?;
+    let table = f32s("rope_kv_write table", of_rows.table, of_rows.table.len())?;
+    let positions = u32s("rope_kv_write positions", of_rows.positions, m)?;
+    let positions = below("rope_kv_write positions", positions, table.len() / shape.head_dim)?;
+    let slots = u32s("rope_kv_write slot_mapping", of_rows.slot_mapping, m)?;
     let capacity = cache.k.len().min(cache.v.len()) / (shape.num_kv_heads * shape.head_dim);
     if let Some(&slot) = slots.iter().find(|&&s| s != u32::MAX && s as usize >= capacity) {
-        return Err(shape_error("kv_write slot_mapping", format!("slots below {capacity}"), slot));
+        return Err(shape_error("rope_kv_write slot_mapping", format!("slots below {capacity}"), slot));
     }
-    reference::kv_write(
-        host_mut("kv_write k", &mut cache.k)?,
-        host_mut("kv_write v", &mut cache.v)?,
-        qkv,
-        slots,
-        shape,
-    );
+    let qkv = f32s_mut("rope_kv_write qkv", qkv, m * shape.qkv_width())?;
+    if let Some(HeadNorms { q, k, eps }) = norm {
+        let q = f32s("rope_kv_write q_weight", q, shape.head_dim)?;
+        let k = f32s("rope_kv_write k_weight", k, shape.head_dim)?;
+        match device.level {
+            Some(level) => rows::qk_norm(level, qkv, q, k, eps, shape),
+            None => qkv.copy_from_slice(&narrow(reference::qk_norm(qkv, q, k, eps, shape, Rounding::Exact))),
+        }
+    }
+    match device.level {
+        Some(_) => rows::rope(qkv, table, positions, shape),
+        None => qkv.copy_from_slice(&narrow(reference::rope(qkv, table, positions, shape, Rounding::Exact))),
+    }
+    let k = host_mut("rope_kv_write k", &mut cache.k)?;
+    let v = host_mut("rope_kv_write v", &mut cache.v)?;
+    reference::kv_write(k, v, qkv, slots, shape);
     Ok(())
 }
 
@@ -255,8 +229,8 @@ pub(crate) fn attention(
     let kv = reference::PagedKv {
         k: host("attention k", &cache.k)?,
         v: host("attention v", &cache.v)?,
-        block_tables: u32s("attention block_tables", &meta.block_tables, meta.batch * meta.max_blocks)?,
-        max_blocks: meta.max_blocks,
+        block_tables: u32s("attention block_tables", &meta.block_tables, meta.batch * meta.table_stride)?,
+        max_blocks: meta.table_stride,
         context_lens: u32s("attention context_lens", &meta.context_lens, meta.batch)?,
         cu_seqlens_q: u32s("attention cu_seqlens_q", &meta.cu_seqlens_q, meta.batch + 1)?,
     };
@@ -293,6 +267,31 @@ pub(crate) fn logits_stats(
         *id = row.argmax;
         stats.copy_from_slice(&[row.max as f32, row.log_sum_exp as f32, row.target as f32]);
     }
+    Ok(())
+}
+
+pub(crate) fn sample(
+    device: &CpuDevice,
+    ids: &mut Tensor,
+    _scratch: &mut Tensor,
+    logits: &Tensor,
+    rows: &[SampleRow],
+    vocab: usize,
+) -> Result<()> {
+    let logits = f32s("sample logits", logits, rows.len() * vocab)?;
+    let HostData::U32(ids) = host_mut("sample ids", ids)? else {
+        return Err(shape_error("sample ids", DType::U32, "another type"));
+    };
+    ids[..rows.len()].par_iter_mut().zip(logits.par_chunks_exact(vocab)).zip(rows).for_each_init(
+        Chooser::default,
+        |chooser, ((id, logits), row)| {
+            *id = match logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
+                true => Device::NOT_FINITE,
+                false if device.level.is_some() => chooser.choose(logits, row).unwrap_or(Device::NO_TOKEN),
+                false => reference::sample(logits, row).unwrap_or(Device::NO_TOKEN),
+            };
+        },
+    );
     Ok(())
 }
 

@@ -32,6 +32,21 @@ impl CudaDevice {
             let reason = "ops cannot be recorded when each is waited for; unset LOWBIT_SYNC";
             return Err(Error::Cuda { op: "capture".into(), reason: reason.into() });
         }
+        Ok(Graph { device: self.clone(), executable: self.record(work)?, tensors: PhantomData })
+    }
+
+    /// The same for an owner of both the tensors and the graph, which drops the graph first; `None` under `LOWBIT_SYNC=1`.
+    ///
+    /// # Errors
+    /// As [`Self::capture`].
+    pub(crate) fn capture_owned(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Graph<'static>>> {
+        if self.syncs_each_op() {
+            return Ok(None);
+        }
+        Ok(Some(Graph { device: self.clone(), executable: self.record(work)?, tensors: PhantomData }))
+    }
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<sys::CUgraphExec> {
         self.enter(OpId::GRAPH)?;
         let stream = self.stream();
         // SAFETY: the stream is ours and not the default one, so no other work falls into the recording.
@@ -48,8 +63,7 @@ impl CudaDevice {
             let _ = result::graph::destroy(graph);
             executable
         };
-        let executable = executable.map_err(|e| failure("capture", e))?;
-        Ok(Graph { device: self.clone(), executable, tensors: PhantomData })
+        executable.map_err(|e| failure("capture", e))
     }
 
     /// Time between the start and the end on the GPU of what `work` enqueues, after waiting for it.

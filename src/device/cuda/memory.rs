@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // the driver API
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUresult};
@@ -27,13 +28,36 @@ macro_rules! each {
     };
 }
 
-/// Elements of one type in the memory of one GPU, aligned to 256 bytes; freed when dropped.
+/// Where parts of one allocation begin, in bytes: a multiple of this.
+const PART_ALIGNMENT: usize = 256;
+/// Most bytes that are copied for each byte that is new, to make one copy of several.
+const MOST_COPIED: usize = 4;
+const ALWAYS_COPIED: usize = 32 << 10;
+
+/// Elements of one type in the memory of one GPU, aligned to 256 bytes; freed when dropped, with the last of those that share an
+/// allocation.
 #[derive(Debug)]
 pub struct Buffer {
-    device: CudaDevice,
+    memory: Arc<Memory>,
     address: sys::CUdeviceptr,
     dtype: DType,
     len: usize,
+}
+
+/// One allocation.
+#[derive(Debug)]
+struct Memory {
+    device: CudaDevice,
+    address: sys::CUdeviceptr,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.device.context().bind_to_thread().is_ok() {
+            // SAFETY: allocated in `Buffer::new`, freed once; the driver finishes work that uses it first.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
 }
 
 impl Buffer {
@@ -53,10 +77,61 @@ impl Buffer {
         let bytes = len.checked_mul(dtype.size_bytes()).ok_or_else(|| out_of_memory(usize::MAX))?;
         // SAFETY: `enter` made the context current. The driver refuses zero bytes, so an empty buffer has one.
         match unsafe { result::malloc_sync(bytes.max(1)) } {
-            Ok(address) => Ok(Buffer { device: device.clone(), address, dtype, len }),
+            Ok(address) => {
+                Ok(Buffer { memory: Arc::new(Memory { device: device.clone(), address }), address, dtype, len })
+            }
             Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(out_of_memory(bytes)),
             Err(e) => Err(failure("allocate", e)),
         }
+    }
+
+    /// Zeros in one allocation, one part behind the other, so that [`Buffer::write_together`] may fill them by one copy.
+    pub(crate) fn zeros_together<const N: usize>(
+        device: &CudaDevice,
+        dtype: DType,
+        lens: [usize; N],
+    ) -> Result<[Self; N]> {
+        let bytes = lens.map(|len| (len * dtype.size_bytes()).next_multiple_of(PART_ALIGNMENT));
+        let mut all = Self::new(device, DType::U8, bytes.iter().sum())?;
+        all.fill_bytes(0)?;
+        let mut at = all.address;
+        Ok(std::array::from_fn(|i| {
+            let address = at;
+            at += bytes[i] as u64;
+            Buffer { memory: all.memory.clone(), address, dtype, len: lens[i] }
+        }))
+    }
+
+    /// Overwrites the start of each of `parts`, all that one [`Buffer::zeros_together`] made and in its order, with its `data`: by one copy
+    /// where they are small, what lies between becoming zeros.
+    pub(crate) fn write_together(parts: Vec<&mut Self>, data: &[&[u32]]) -> Result<()> {
+        let span = |part: &Self, data: &[u32]| (part.address, part.address + 4 * data.len() as u64);
+        let (first, last) = match (parts.first(), parts.iter().zip(data).rev().find(|(_, data)| !data.is_empty())) {
+            (Some(first), Some((last, data))) => (first.address, span(last, data).1),
+            _ => return Ok(()),
+        };
+        let new: usize = data.iter().map(|data| size_of_val(*data)).sum();
+        let all = (last - first) as usize;
+        let is_one = parts.windows(2).all(|two| Arc::ptr_eq(&two[0].memory, &two[1].memory));
+        if !is_one || all > ALWAYS_COPIED.max(MOST_COPIED * new) {
+            return parts.into_iter().zip(data).try_for_each(|(part, data)| part.write(&HostData::U32(data.to_vec())));
+        }
+        for (part, data) in parts.iter().zip(data) {
+            if part.dtype != DType::U32 || data.len() > part.len {
+                let expected = format!("at most {} elements of {}", part.len, part.dtype);
+                return Err(Error::Shape { op: "write_together", expected, got: format!("{} of u32", data.len()) });
+            }
+        }
+        let mut words = vec![0u32; all.div_ceil(4)];
+        for (part, data) in parts.iter().zip(data) {
+            let at = ((part.address - first) / 4) as usize;
+            words[at..at + data.len()].copy_from_slice(data);
+        }
+        let device = &parts[0].memory.device;
+        device.enter(OpId::WRITE)?;
+        // SAFETY: the context is current; the words go to where the parts lie, which are of one allocation.
+        let done = unsafe { device.copy_to_gpu(first, bytes_of(&words)) };
+        device.leave(done)
     }
 
     /// A buffer of `data`.
@@ -87,11 +162,12 @@ impl Buffer {
 
     /// A buffer of the same elements.
     pub(crate) fn duplicate(&self) -> Result<Self> {
-        let copy = Self::new(&self.device, self.dtype, self.len)?;
-        self.device.enter(OpId::DUPLICATE)?;
+        let copy = Self::new(&self.memory.device, self.dtype, self.len)?;
+        self.memory.device.enter(OpId::DUPLICATE)?;
         // SAFETY: both buffers have that many bytes and do not overlap.
-        let done = unsafe { result::memcpy_dtod_async(copy.address, self.address, self.bytes(), self.device.stream()) };
-        self.device.leave(done)?;
+        let done =
+            unsafe { result::memcpy_dtod_async(copy.address, self.address, self.bytes(), self.memory.device.stream()) };
+        self.memory.device.leave(done)?;
         Ok(copy)
     }
 
@@ -123,10 +199,10 @@ impl Buffer {
 
     /// Sets every byte to `value`.
     pub(crate) fn fill_bytes(&mut self, value: u8) -> Result<()> {
-        self.device.enter(OpId::FILL)?;
+        self.memory.device.enter(OpId::FILL)?;
         // SAFETY: the buffer has that many bytes.
-        let done = unsafe { result::memset_d8_async(self.address, value, self.bytes(), self.device.stream()) };
-        self.device.leave(done)
+        let done = unsafe { result::memset_d8_async(self.address, value, self.bytes(), self.memory.device.stream()) };
+        self.memory.device.leave(done)
     }
 
     /// Overwrites the start with `data`, which has this dtype and is not longer. The host's copy may be reused at
@@ -139,10 +215,10 @@ impl Buffer {
                 got: format!("{} of {}", data.len(), data.dtype()),
             });
         }
-        self.device.enter(OpId::WRITE)?;
+        self.memory.device.enter(OpId::WRITE)?;
         // SAFETY: the context is current, and the buffer was found to have room.
-        let done = each!(data, v => unsafe { self.device.copy_to_gpu(self.address, bytes_of(v)) });
-        self.device.leave(done)
+        let done = each!(data, v => unsafe { self.memory.device.copy_to_gpu(self.address, bytes_of(v)) });
+        self.memory.device.leave(done)
     }
 
     /// The first `len` elements, after everything enqueued before.
@@ -155,13 +231,13 @@ impl Buffer {
             });
         }
         let mut data = HostData::zeros(self.dtype, len);
-        self.device.enter(OpId::DOWNLOAD)?;
+        self.memory.device.enter(OpId::DOWNLOAD)?;
         let bytes = len * self.dtype.size_bytes();
         let target = each!(&mut data, v => v.as_mut_ptr().cast::<c_void>());
         // SAFETY: `data` has `len` elements of this dtype; the synchronization comes before anyone reads them.
-        let done = unsafe { sys::cuMemcpyDtoHAsync_v2(target, self.address, bytes, self.device.stream()) };
-        let copied = self.device.leave(done.result());
-        self.device.synchronize()?;
+        let done = unsafe { sys::cuMemcpyDtoHAsync_v2(target, self.address, bytes, self.memory.device.stream()) };
+        let copied = self.memory.device.leave(done.result());
+        self.memory.device.synchronize()?;
         copied.map(|()| data)
     }
 
@@ -174,13 +250,4 @@ impl Buffer {
 fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
     // SAFETY: the slice's own memory; the types of `HostData` have no padding, and any byte may be read.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.device.context().bind_to_thread().is_ok() {
-            // SAFETY: allocated in `new`, freed once; the driver finishes work that uses it first.
-            let _ = unsafe { result::free_sync(self.address) };
-        }
-    }
 }

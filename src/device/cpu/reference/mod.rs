@@ -10,6 +10,7 @@ mod attention;
 mod epilogue;
 mod linear;
 mod rows;
+mod sample;
 
 pub use attention::{PagedKv, attention, kv_write, qk_norm, rope};
 pub(in crate::device::cpu) use epilogue::fixed_code;
@@ -22,6 +23,8 @@ pub use rows::{
     Codes, INT16_BLOCK, INT16_MAX, INT16_SMALLEST, LogitsStats, embed, gather_columns, gather_rows, logits_stats,
     quantize_rows, rms_norm, round_int16, silu_mul, split_outliers, sub_norm,
 };
+
+pub use sample::{SampleRow, mass, sample};
 
 use half::{bf16, f16};
 

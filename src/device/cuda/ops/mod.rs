@@ -5,17 +5,17 @@ pub(super) mod emit;
 mod logits_stats;
 mod norm;
 mod quantize;
-mod rope;
+mod sample;
 mod tensors;
 
 pub(crate) use embed::{embed, gather_rows};
 pub(crate) use logits_stats::logits_stats;
-pub(crate) use norm::{qk_norm, rms_norm, sub_norm};
+pub(crate) use norm::{rms_norm, sub_norm};
 pub(crate) use quantize::{quantize, silu_mul};
-pub(crate) use rope::rope;
-pub(crate) use tensors::{download, memory, synchronize, upload, write, zeros};
+pub(crate) use sample::sample;
+pub(crate) use tensors::{download, memory, synchronize, upload, write, write_together, zeros, zeros_together};
 
-pub(crate) use super::attention::{attention, check_attention, kv_write};
+pub(crate) use super::attention::{attention, check_attention, decode_grid, rope_kv_write};
 pub(crate) use super::gemm::{check_epilogue, linear, linear_codes, pack};
 
 #[cfg(test)]
@@ -29,11 +29,11 @@ mod tests {
             include_str!("../../../../kernels/ops/quantize.cu"),
             include_str!("../../../../kernels/ops/repack.cu"),
             include_str!("../../../../kernels/ops/rms_norm.cu"),
-            include_str!("../../../../kernels/ops/rope.cu"),
+            include_str!("../../../../kernels/ops/sample.cu"),
             include_str!("../../../../kernels/ops/silu_mul.cu"),
             include_str!("../../../../kernels/ops/sub_norm.cu"),
             include_str!("../../../../kernels/attention/decode.cu"),
-            include_str!("../../../../kernels/attention/kv_write.cu"),
+            include_str!("../../../../kernels/attention/rope_kv_write.cu"),
             include_str!("../../../../kernels/attention/prefill.cu"),
         ];
         for source in sources {

@@ -1,14 +1,13 @@
-//! RMSNorm: of the residual stream, inside attention and MLP, and of query and key heads.
+//! RMSNorm: of the residual stream, and inside attention and MLP.
 #![allow(unsafe_code)] // kernel launches
 
 use super::emit::{EmitKernels, code_threads, emit_args, is_held, staged_bytes};
 use crate::device::cuda::context::CudaDevice;
-use crate::device::cuda::embedded::abi::{self, EmitArgs, QkNormArgs, RmsNormArgs, SubNormArgs};
+use crate::device::cuda::embedded::abi::{self, EmitArgs, RmsNormArgs, SubNormArgs};
 use crate::device::cuda::kernel::u32_of;
 use crate::device::cuda::op_kernel::OpKernel;
-use crate::device::{AttentionShape, InputFormat, LinearInput, Tensor};
-use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::device::{InputFormat, LinearInput, Tensor};
+use crate::error::Result;
 
 const RMS_NORM: EmitKernels =
     EmitKernels { floats: OpKernel::RmsNormFloats, int8: OpKernel::RmsNormInt8, outliers: OpKernel::RmsNormOutliers };
@@ -74,39 +73,4 @@ unsafe fn launch_norm<A: Copy>(
     };
     // SAFETY: the caller's promise.
     unsafe { device.launch_op(kernels.of(out), grid, threads, shared, args) }
-}
-
-pub(crate) fn qk_norm(
-    device: &CudaDevice,
-    qkv: &mut Tensor,
-    q_weight: &Tensor,
-    k_weight: &Tensor,
-    eps: f32,
-    shape: &AttentionShape,
-    m: usize,
-) -> Result<()> {
-    if m == 0 {
-        return Ok(());
-    }
-    for (name, weight) in [("q", q_weight), ("k", k_weight)] {
-        if weight.dtype() != DType::F32 || weight.len() < shape.head_dim {
-            let expected = format!("a {name} weight of {} f32", shape.head_dim);
-            let got = format!("{} of {}", weight.len(), weight.dtype());
-            return Err(Error::Shape { op: "qk_norm", expected, got });
-        }
-    }
-    let args = QkNormArgs {
-        qkv: qkv.cuda_mut()?.ptr(),
-        q_weight: q_weight.cuda()?.ptr(),
-        k_weight: k_weight.cuda()?.ptr(),
-        eps,
-        m: u32_of(m)?,
-        num_heads: u32_of(shape.num_heads)?,
-        num_kv_heads: u32_of(shape.num_kv_heads)?,
-        head_dim: u32_of(shape.head_dim)?,
-    };
-    let heads = m * (shape.num_heads + shape.num_kv_heads);
-    let blocks = u32_of(heads.div_ceil(abi::LOWBIT_QK_NORM_WARPS as usize))?;
-    // SAFETY: the op table checked qkv for m rows; the weights were checked above.
-    unsafe { device.launch_op(OpKernel::QkNorm, [blocks, 1, 1], 32 * abi::LOWBIT_QK_NORM_WARPS, 0, &args) }
 }

@@ -16,6 +16,26 @@ pub(crate) fn zeros(device: &CudaDevice, dtype: DType, len: usize) -> Result<Ten
     Ok(buffer.into())
 }
 
+pub(crate) fn zeros_together<const N: usize>(
+    device: &CudaDevice,
+    dtype: DType,
+    lens: [usize; N],
+) -> Result<[Tensor; N]> {
+    Ok(Buffer::zeros_together(device, dtype, lens)?.map(Tensor::from))
+}
+
+pub(crate) fn write_together<const N: usize>(
+    _device: &CudaDevice,
+    dst: [&mut Tensor; N],
+    data: [&[u32]; N],
+) -> Result<()> {
+    let mut buffers = Vec::with_capacity(N);
+    for tensor in dst {
+        buffers.push(tensor.cuda_mut()?);
+    }
+    Buffer::write_together(buffers, &data)
+}
+
 pub(crate) fn upload(device: &CudaDevice, data: HostData) -> Result<Tensor> {
     Ok(Buffer::upload(device, &data)?.into())
 }
