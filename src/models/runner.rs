@@ -1,7 +1,7 @@
 //! [`ModelRunner`]: what computes with a model's weights: scratch, metadata of the batch, KV cache.
 
-use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::device::{Device, Write};
+use crate::checkpoint::{Checkpoint, ModelConfig, RopeScaling};
+use crate::device::{Device, InputFormat, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
@@ -77,6 +77,18 @@ impl ModelRunner {
     /// The KV cache, for its size.
     pub fn cache(&self) -> &KvCache {
         &self.cache
+    }
+
+    /// The longest sliding window of all layers: no query sees a key that is farther behind. `None` where a layer has none.
+    pub fn window(&self) -> Option<usize> {
+        let windows = self.model.spec.layers.iter().map(|layer| layer.attention.window);
+        windows.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
+    /// Whether a token's keys and values depend on the tokens up to it alone, so that sequences that start alike may share them. Not so
+    /// where the rotary base follows a sequence's length.
+    pub fn shares_prefixes(&self) -> bool {
+        !matches!(self.model.config.rope.scaling, RopeScaling::Dynamic { .. })
     }
 
     /// Bytes of everything that it holds on its device, as a plan tells them before; nothing is packed any more.
@@ -181,6 +193,18 @@ impl<'a> HiddenStates<'a> {
         self.runner.workspace.read_residual(self.rows * self.runner.model.config.hidden_size)
     }
 
+    /// Some `rows` after the final norm, `[rows, hidden]` on the host: what the output head reads, before any quantization of its input.
+    ///
+    /// # Errors
+    /// As [`HiddenStates::logits`].
+    pub fn normed(&mut self, rows: &[u32]) -> Result<Vec<f32>> {
+        self.gather(rows)?;
+        let ModelRunner { model, workspace: w, head, .. } = &mut *self.runner;
+        let (m, hidden) = (rows.len(), model.config.hidden_size);
+        model.norm.forward(&w.device, &mut w.input, &head.gathered, InputFormat::FLOATS, m)?;
+        Ok(w.device.download(&w.input.floats, m * hidden)?.to_f32())
+    }
+
     /// Final norm and output head for some `rows`.
     ///
     /// # Errors
@@ -193,7 +217,19 @@ impl<'a> HiddenStates<'a> {
     ///
     /// # Errors
     /// As [`HiddenStates::logits`].
-    pub fn into_logits(self, rows: &[u32]) -> Result<Logits<'a>> {
+    pub fn into_logits(mut self, rows: &[u32]) -> Result<Logits<'a>> {
+        self.gather(rows)?;
+        let (m, runner) = (rows.len(), self.runner);
+        let ModelRunner { model, workspace: w, head, .. } = &mut *runner;
+        if m > 0 {
+            model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
+            model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)?;
+        }
+        Ok(Logits { runner, rows: m })
+    }
+
+    /// Copies some `rows` of the residual stream to where the final norm reads them.
+    fn gather(&mut self, rows: &[u32]) -> Result<()> {
         let ModelRunner { model, limits, workspace: w, head, .. } = &mut *self.runner;
         let m = rows.len();
         if m > limits.max_logit_rows {
@@ -202,13 +238,11 @@ impl<'a> HiddenStates<'a> {
         if let Some(row) = rows.iter().find(|&&row| row as usize >= self.rows) {
             return Err(Error::input("logit rows", format!("{row} of a pass of {} rows", self.rows)));
         }
-        if m > 0 {
-            w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))?;
-            w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)?;
-            model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
-            model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)?;
+        if m == 0 {
+            return Ok(());
         }
-        Ok(Logits { runner: self.runner, rows: m })
+        w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))?;
+        w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)
     }
 }
 
