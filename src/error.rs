@@ -100,6 +100,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// The engine takes no requests, or could not finish those it had: it was told to drain, or its device failed.
+    #[error("engine: {reason}")]
+    Engine {
+        /// Why.
+        reason: String,
+    },
+
     /// A tokenizer or chat template cannot be loaded or applied.
     #[error("{what}: {reason}")]
     Text {
@@ -141,7 +148,7 @@ impl Error {
             Error::Checkpoint { .. } | Error::Config { .. } | Error::Text { .. } => 4,
             Error::Unsupported { .. } => 5,
             Error::OutOfMemory { .. } => 6,
-            Error::Cuda { .. } | Error::Shape { .. } | Error::NotFinite { .. } => 7,
+            Error::Cuda { .. } | Error::Engine { .. } | Error::Shape { .. } | Error::NotFinite { .. } => 7,
             Error::Hub { .. } => 8,
             Error::Verification(_) => 9,
         }

@@ -15,7 +15,9 @@ use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
 use super::generate::{Completion, MAX_BATCH_TOKENS, TextStream, complete};
-use super::options::{DeviceArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype};
+use super::options::{
+    DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype,
+};
 use super::{Outcome, output};
 
 /// Context without `--max-model-len`: long enough for a conversation, small enough for any machine.
@@ -47,6 +49,9 @@ pub(super) struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    engine: EngineArgs,
+
+    #[command(flatten)]
     head: HeadArgs,
 
     #[command(flatten)]
@@ -70,7 +75,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let context = args.max_model_len.map_or(config.max_position_embeddings.min(DEFAULT_CONTEXT), |len| len as usize);
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(context, context.min(MAX_BATCH_TOKENS), 1);
-    let engine = Engine::new(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
+    let engine = args.engine.start(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
     let mut chat = Chat { args, engine, tokenizer, template, params, context, messages: Vec::new() };
     chat.reset();
     chat.talk()?;
@@ -154,7 +159,7 @@ impl Chat<'_> {
             stop: StopStrings::new(&self.args.sampling.stop, false)?,
             min_tokens: self.args.sampling.min_tokens,
         };
-        let request = Request { prompt_ids, params: self.params.clone(), max_tokens };
+        let request = Request::new(prompt_ids, self.params.clone(), max_tokens);
         let done = complete(&mut self.engine, request, stream, interrupted, &mut output::write)?;
         Ok((done, prompt))
     }

@@ -17,7 +17,9 @@ use crate::text::detokenizer::Detokenizer;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
-use super::options::{DeviceArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype};
+use super::options::{
+    DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype,
+};
 use super::{INTERRUPTED, Outcome, output};
 
 /// Tokens generated without `-n`.
@@ -62,6 +64,9 @@ pub(super) struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    engine: EngineArgs,
+
+    #[command(flatten)]
     head: HeadArgs,
 
     #[command(flatten)]
@@ -84,11 +89,11 @@ pub(super) fn run(args: &Args) -> Outcome {
 
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(prompt_ids.len() + max_tokens, prompt_ids.len().min(MAX_BATCH_TOKENS), 1);
-    let mut engine = Engine::new(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
+    let mut engine = args.engine.start(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
     let load = start.elapsed();
 
     let interrupted = interrupt_flag()?;
-    let request = Request { prompt_ids: prompt_ids.clone(), params, max_tokens };
+    let request = Request::new(prompt_ids.clone(), params, max_tokens);
     let text = TextStream {
         detokenizer: tokenizer.detokenizer(true).continuing(),
         stop,
@@ -171,6 +176,8 @@ pub(super) struct Completion {
     top: Vec<Vec<(u32, f32)>>,
     pub(super) text: String,
     pub(super) finish_reason: String,
+    /// Tokens of the prompt that the prefix cache held.
+    cached_tokens: usize,
     /// Until the first token.
     prompt_time: Duration,
     /// From the first token to the last.
@@ -191,6 +198,7 @@ pub(super) fn complete(
         top: Vec::new(),
         text: String::new(),
         finish_reason: String::new(),
+        cached_tokens: 0,
         prompt_time: Duration::ZERO,
         decode_time: Duration::ZERO,
     };
@@ -202,8 +210,9 @@ pub(super) fn complete(
             done.finish_reason = ABORT.into();
             break;
         }
-        for event in engine.step()? {
+        for event in engine.step() {
             match event {
+                Event::Prompt { output, .. } => done.cached_tokens = output.cached_tokens,
                 Event::Token { token, .. } => {
                     match done.token_ids.len() {
                         0 => done.prompt_time = start.elapsed(),
@@ -271,8 +280,9 @@ impl Completion {
     /// Speeds in words.
     pub(super) fn summary(&self, prompt: usize) -> String {
         let prompt_speed = output::per_second(prompt, self.prompt_time);
+        let cached = if self.cached_tokens > 0 { format!(" ({} cached)", self.cached_tokens) } else { String::new() };
         format!(
-            "prompt: {prompt} tokens, {prompt_speed:.1} tokens/s; generated: {} tokens, {:.1} tokens/s ({})",
+            "prompt: {prompt} tokens{cached}, {prompt_speed:.1} tokens/s; generated: {} tokens, {:.1} tokens/s ({})",
             self.token_ids.len(),
             self.decode_speed(),
             self.finish_reason

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, GenerationConfig, HEAD_GROUP_SIZE, hub};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::sampling::SamplingParams;
+use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::layers::Linear;
 use crate::models::{DecoderLayer, DummyScheme, Limits, Model, ModelRunner};
@@ -143,6 +144,27 @@ impl ModelFlag {
         let example =
             || format!("is required: a model directory or a hub id, as in `lowbit {verb} -m assets/books-6m-gptq`");
         self.model.as_deref().filter(|name| !name.is_empty()).ok_or_else(|| Error::input("--model", example()))
+    }
+}
+
+/// How the engine works.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct EngineArgs {
+    /// Keep keys and values of prompts and answers for later prompts that start alike. So it is without this flag too.
+    #[arg(long, env = "LOWBIT_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new(), overrides_with = "no_enable_prefix_caching")]
+    enable_prefix_caching: bool,
+
+    /// Compute every prompt from its first token on.
+    #[arg(long, env = "LOWBIT_NO_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new(), overrides_with = "enable_prefix_caching")]
+    no_enable_prefix_caching: bool,
+}
+
+impl EngineArgs {
+    /// The engine of a loaded model.
+    pub(super) fn start(&self, runner: ModelRunner) -> Engine {
+        let prefix_caching = self.enable_prefix_caching || !self.no_enable_prefix_caching;
+        Engine::with_options(runner, EngineOptions { prefix_caching, ..EngineOptions::default() })
     }
 }
 

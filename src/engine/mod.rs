@@ -3,67 +3,53 @@
 //! [`Engine::submit`] queues a request, [`Engine::step`] runs one forward pass over whatever is scheduled and returns
 //! what happened, [`Engine::abort`] drops a request and frees its blocks. One thread owns an engine.
 
+mod block_events;
 mod block_manager;
+mod event;
+mod prefix_cache;
+mod prompt_work;
+mod request;
+mod rows;
 pub mod sampling;
 mod scheduler;
 mod sequence;
 
-pub use block_manager::BlockManager;
-pub use scheduler::{Scheduled, Scheduler};
-pub use sequence::{FinishReason, RequestId, Sequence};
+pub use block_events::{BlockEvent, BlockEvents};
+pub use event::{Event, FinishReason, Load, PromptOutput};
+pub use request::{MAX_CHOICES, Pooling, Request, RequestId};
 
 use crate::error::{Error, Result};
-use crate::models::{Batch, Logits, LogitsStats, ModelRunner};
-use sampling::{Sampled, SamplingParams};
+use crate::models::{Batch, ModelRunner};
+use block_manager::{BlockManager, Contents};
+use prefix_cache::PrefixCache;
+use rows::{Row, Rows};
+use sampling::Sampled;
+use scheduler::{Part, Scheduler};
+use sequence::{Sequence, SequenceId};
 
-/// One request.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// The prompt; at least one token, each below the vocabulary size.
-    pub prompt_ids: Vec<u32>,
-    /// How to choose tokens, and the ids that end the sequence.
-    pub params: SamplingParams,
-    /// Most tokens to generate.
-    pub max_tokens: usize,
-}
-
-/// What a step did to one request.
-#[derive(Debug)]
-pub enum Event {
-    /// A token was generated. End-of-sequence ids are reported too, followed by `Finished`.
-    Token {
-        /// Whose.
-        id: RequestId,
-        /// Which, and how likely.
-        token: Sampled,
-    },
-    /// The request is done and its memory free.
-    Finished {
-        /// Which.
-        id: RequestId,
-        /// Why.
-        reason: FinishReason,
-    },
-    /// The request failed; others go on.
-    Failed {
-        /// Which.
-        id: RequestId,
-        /// Why.
-        error: Error,
-    },
-}
-
-/// A snapshot of how busy an engine is, for routers and metrics.
+/// How an engine works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Load {
-    /// Sequences being generated.
-    pub running: usize,
-    /// Requests not started yet.
-    pub waiting: usize,
-    /// KV blocks in use.
-    pub used_blocks: usize,
-    /// KV blocks in all.
-    pub total_blocks: usize,
+pub struct EngineOptions {
+    /// Keep keys and values of full blocks for later prompts that start alike. Has no effect where the model's depend on more than the
+    /// tokens before ([`ModelRunner::shares_prefixes`]).
+    pub prefix_caching: bool,
+    /// How many changes of the prefix cache to hold for [`Engine::take_block_events`]; 0 records none.
+    pub block_events: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { prefix_caching: true, block_events: 0 }
+    }
+}
+
+/// Whether requests are taken.
+#[derive(Debug)]
+enum State {
+    Open,
+    Draining,
+    /// Why the device failed.
+    Failed(String),
 }
 
 /// A model, its KV cache and the requests in flight.
@@ -72,13 +58,23 @@ pub struct Engine {
     runner: ModelRunner,
     scheduler: Scheduler,
     next_id: u64,
+    state: State,
 }
 
 impl Engine {
-    /// An engine without requests.
+    /// An engine without requests, of the default options.
     pub fn new(runner: ModelRunner) -> Engine {
-        let scheduler = Scheduler::new(runner.limits(), BlockManager::new(runner.cache().num_blocks));
-        Engine { runner, scheduler, next_id: 0 }
+        Engine::with_options(runner, EngineOptions::default())
+    }
+
+    /// An engine without requests.
+    pub fn with_options(runner: ModelRunner, options: EngineOptions) -> Engine {
+        let num_blocks = runner.cache().num_blocks;
+        let is_caching = options.prefix_caching && runner.shares_prefixes();
+        let cache = is_caching.then(|| PrefixCache::new(num_blocks, options.block_events));
+        let blocks = BlockManager::new(num_blocks, runner.window(), cache);
+        let scheduler = Scheduler::new(runner.limits(), blocks);
+        Engine { runner, scheduler, next_id: 0, state: State::Open }
     }
 
     /// The model, and what it runs with.
@@ -89,42 +85,47 @@ impl Engine {
     /// Queues a request.
     ///
     /// # Errors
-    /// `Input` when it could never run: no prompt, an id outside the vocabulary, a parameter out of range, or more
-    /// tokens than a sequence may have.
+    /// `Input` when it could never run: no prompt, an id outside the vocabulary, a parameter out of range, or more tokens than a sequence or
+    /// the KV cache may have. `Engine` while it drains and when it has failed.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
-        let vocab = self.runner.config().vocab_size;
-        request.params.validate(vocab)?;
-        if request.prompt_ids.is_empty() {
-            return Err(Error::input("prompt", "is empty after tokenization; give at least one token"));
+        match &self.state {
+            State::Open => {}
+            State::Draining => {
+                let reason = "it is draining and takes no more requests; send them to another".into();
+                return Err(Error::Engine { reason });
+            }
+            State::Failed(reason) => return Err(failed(reason)),
         }
-        if let Some(id) = request.prompt_ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::input("prompt", format!("token id {id} is outside the vocabulary of {vocab}")));
-        }
-        let limit = self.runner.limits().max_model_len;
-        let prompt = request.prompt_ids.len();
-        if request.max_tokens == 0 || prompt.saturating_add(request.max_tokens) > limit {
-            let reason = format!(
-                "the prompt has {prompt} tokens and {} are to be generated; between 1 and {} fit in --max-model-len {limit}",
-                request.max_tokens,
-                limit.saturating_sub(prompt)
-            );
-            return Err(Error::input("max_tokens", reason));
-        }
+        request.check(self.runner.config(), self.runner.limits().max_model_len)?;
         let id = RequestId(self.next_id);
-        self.next_id += 1;
         self.scheduler.add(Sequence::new(id, request))?;
+        self.next_id += 1;
         Ok(id)
     }
 
-    /// Drops a request, running or waiting. Unknown ids are ignored: it may just have finished.
+    /// Drops a request, running or waiting, with all of its choices. Unknown ids are ignored: it may just have finished.
     pub fn abort(&mut self, id: RequestId) {
-        self.scheduler.remove(id);
+        self.scheduler.remove(id, Contents::Keep);
+    }
+
+    /// Takes no more requests; further steps finish those it has.
+    pub fn drain(&mut self) {
+        if matches!(self.state, State::Open) {
+            self.state = State::Draining;
+        }
+    }
+
+    /// What the device failed with. An engine that has failed has no requests and takes none.
+    pub fn fault(&self) -> Option<&str> {
+        match &self.state {
+            State::Failed(reason) => Some(reason),
+            _ => None,
+        }
     }
 
     /// True when nothing is queued or running.
     pub fn is_idle(&self) -> bool {
-        let load = self.load();
-        load.running + load.waiting == 0
+        self.scheduler.is_idle()
     }
 
     /// How busy it is.
@@ -132,64 +133,140 @@ impl Engine {
         self.scheduler.load()
     }
 
-    /// Runs one forward pass and samples a token for every sequence whose prompt is complete.
+    /// Changes of the prefix cache since the last call, if [`EngineOptions::block_events`] asked for them.
+    pub fn take_block_events(&mut self) -> BlockEvents {
+        self.scheduler.take_block_events()
+    }
+
+    /// Checks the books of the KV cache, for tests: each block is counted as often as sequences hold it, and none is lost.
     ///
     /// # Errors
-    /// A device failure, which ends every request; failures of a single request are events.
-    pub fn step(&mut self) -> Result<Vec<Event>> {
-        let scheduled = self.scheduler.schedule();
-        if scheduled.is_empty() {
-            return Ok(Vec::new());
+    /// What does not add up.
+    pub fn audit(&self) -> Result<(), String> {
+        self.scheduler.audit()
+    }
+
+    /// Runs one forward pass and chooses a token for every sequence whose tokens are then all computed. Failures are events: of one
+    /// request, or of all when the device failed ([`Engine::fault`]).
+    pub fn step(&mut self) -> Vec<Event> {
+        let parts = self.scheduler.schedule();
+        if parts.is_empty() {
+            return Vec::new();
         }
+        match self.compute(&parts) {
+            Ok((rows, errors)) => self.settle_all(&parts, &rows, errors),
+            Err(error) => self.stop(&error),
+        }
+    }
+
+    /// The device's share of a step: logits of the parts that are sampled, and the requests whose prompts came to no number.
+    fn compute(&mut self, parts: &[Part]) -> Result<(Rows, Vec<(RequestId, Error)>)> {
+        let Engine { runner, scheduler, .. } = self;
         let mut batch = Batch::default();
-        let mut sampling = Vec::new();
-        for s in &scheduled {
-            let sequence = self.scheduler.get(s.id);
-            let complete = s.end == sequence.token_ids().len();
-            batch.push(&sequence.token_ids()[s.start..s.end], s.start, sequence.blocks(), complete);
-            if complete {
-                sampling.push(s.id);
+        let mut is_greedy = true;
+        for part in parts {
+            let sequence = scheduler.running(part.id);
+            batch.push(
+                &sequence.token_ids()[part.start..part.end],
+                part.start,
+                sequence.table.blocks(),
+                part.is_sampled,
+            );
+            is_greedy &= !part.is_sampled || sequence.is_plain_greedy();
+        }
+        let rows_at_once = runner.limits().max_logit_rows;
+        let mut pass = runner.forward(&batch)?;
+        let mut errors = Vec::new();
+        for (part, &row) in parts.iter().zip(&batch.cu_seqlens_q) {
+            match scheduler.running(part.id).observe(&mut pass, row as usize, part.start..part.end, rows_at_once) {
+                Ok(()) => {}
+                Err(error @ Error::NotFinite { .. }) => errors.push((part.id.request, error)),
+                Err(error) => return Err(error),
             }
         }
-        let logits = self.runner.run(&batch)?;
-        for s in &scheduled {
-            self.scheduler.get_mut(s.id).set_computed(s.end);
-        }
-        let sampled = sample(&mut self.scheduler, &sampling, logits)?;
+        Ok((Rows::read(pass.into_logits(&batch.logit_rows)?, is_greedy)?, errors))
+    }
+
+    /// The host's share of a step. What fails here is one request.
+    fn settle_all(&mut self, parts: &[Part], rows: &Rows, errors: Vec<(RequestId, Error)>) -> Vec<Event> {
         let mut events = Vec::new();
-        for (id, sampled) in sampling.into_iter().zip(sampled) {
-            match sampled {
-                Ok(token) => {
-                    let finished = self.scheduler.get_mut(id).push(token.id);
-                    events.push(Event::Token { id, token });
-                    if let Some(reason) = finished {
-                        self.scheduler.remove(id);
-                        events.push(Event::Finished { id, reason });
-                    }
-                }
-                Err(error) => {
-                    self.scheduler.remove(id);
-                    events.push(Event::Failed { id, error });
-                }
+        for (id, error) in errors {
+            self.fail(id, error, &mut events);
+        }
+        let mut next_row = 0;
+        for part in parts {
+            let row = part.is_sampled.then(|| rows.get(next_row));
+            next_row += usize::from(part.is_sampled);
+            // Not running any more where another part of its request has failed.
+            if self.scheduler.is_running(part.id)
+                && let Err(error) = self.settle(part, row, &mut events)
+            {
+                self.fail(part.id.request, error, &mut events);
             }
         }
-        Ok(events)
+        events
+    }
+
+    /// What becomes of a sequence whose `part` is computed.
+    fn settle(&mut self, part: &Part, row: Option<Row<'_>>, events: &mut Vec<Event>) -> Result<()> {
+        let id = part.id;
+        let token = row.map(|row| self.scheduler.running(id).choose(row)).transpose()?;
+        let sequence = self.scheduler.computed(part);
+        if sequence.remaining() > 0 {
+            return Ok(());
+        }
+        let mut choices = Vec::new();
+        if let Some(work) = sequence.prompt.take() {
+            events.push(Event::Prompt { id: id.request, output: work.finish() });
+            choices = sequence.make_choices();
+        }
+        let ended = match token {
+            Some(token) => push(sequence, token, events),
+            None => end(id, FinishReason::Length, events),
+        };
+        for (mut choice, row) in choices.into_iter().zip(std::iter::repeat(row)) {
+            let Some(token) = row.map(|row| choice.choose(row)).transpose()? else { continue };
+            if !push(&mut choice, token, events) {
+                self.scheduler.add_choice(id, choice);
+            }
+        }
+        if ended {
+            self.scheduler.finish(id);
+        }
+        Ok(())
+    }
+
+    /// Ends a request that failed. What its blocks hold may be what failed it.
+    fn fail(&mut self, id: RequestId, error: Error, events: &mut Vec<Event>) {
+        self.scheduler.remove(id, Contents::Forget);
+        events.push(Event::Failed { id, error });
+    }
+
+    /// Ends everything: what the device holds is not known any more.
+    fn stop(&mut self, error: &Error) -> Vec<Event> {
+        let reason = error.to_string();
+        let mut events = Vec::new();
+        for id in self.scheduler.requests() {
+            self.fail(id, failed(&reason), &mut events);
+        }
+        self.state = State::Failed(reason);
+        events
     }
 }
 
-/// One token for each of `ids`, whose rows of `logits` are in this order. Plain greedy batches never leave the device.
-fn sample(scheduler: &mut Scheduler, ids: &[RequestId], mut logits: Logits<'_>) -> Result<Vec<Result<Sampled>>> {
-    if ids.iter().all(|&id| scheduler.get(id).is_plain_greedy()) {
-        let pick = |s: LogitsStats| {
-            if s.logprob.is_nan() {
-                return Err(Error::not_finite("logits", s.logprob));
-            }
-            Ok(Sampled { id: s.id, logprob: s.logprob, top: Vec::new() })
-        };
-        return Ok(logits.stats(&[])?.into_iter().map(pick).collect());
-    }
-    let vocab = logits.vocab_size();
-    let logits = logits.read()?;
-    let rows = logits.chunks_exact(vocab);
-    Ok(ids.iter().zip(rows).map(|(&id, row)| scheduler.get_mut(id).sample(row)).collect())
+fn failed(reason: &str) -> Error {
+    Error::Engine { reason: format!("its device failed and it has stopped, start it again: {reason}") }
+}
+
+/// Appends a token and tells so; true when it is the last one.
+fn push(sequence: &mut Sequence, token: Sampled, events: &mut Vec<Event>) -> bool {
+    let (id, last) = (sequence.id(), sequence.push(token.id));
+    events.push(Event::Token { id: id.request, choice: id.choice, token });
+    last.is_some_and(|reason| end(id, reason, events))
+}
+
+/// Tells that a sequence has ended: true.
+fn end(id: SequenceId, reason: FinishReason, events: &mut Vec<Event>) -> bool {
+    events.push(Event::Finished { id: id.request, choice: id.choice, reason });
+    true
 }

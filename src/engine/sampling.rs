@@ -123,7 +123,7 @@ impl SamplingParams {
     }
 }
 
-/// One chosen token.
+/// One token, chosen or given, and how likely it was.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// The token.
@@ -253,14 +253,32 @@ impl Sampler {
     }
 
     fn top_logprobs(&mut self, logits: &[f32], log_total: f64) -> Vec<(u32, f32)> {
-        let Some(n) = self.params.logprobs.filter(|&n| n > 0) else { return Vec::new() };
-        self.candidates.clear();
-        self.candidates.extend((0..).zip(logits).map(|(id, &x)| key(x, id)));
-        keep_top(&mut self.candidates, n.min(logits.len()));
-        self.candidates.sort_unstable_by(|a, b| b.cmp(a));
-        let logprob = |id: u32| (f64::from(logits[id as usize]) - log_total) as f32;
-        self.candidates.iter().map(|&c| (id_of(c), logprob(id_of(c)))).collect()
+        top_logprobs(&mut self.candidates, logits, log_total, self.params.logprobs.unwrap_or(0))
     }
+}
+
+/// What a row of logits, `[vocab]`, says of one token, with the `top` most probable ones.
+///
+/// # Errors
+/// [`Error::NotFinite`] as [`Sampler::sample`].
+pub fn score(logits: &[f32], id: u32, top: usize) -> Result<Sampled> {
+    check(logits)?;
+    let log_total = log_sum_exp(logits);
+    let logprob = (f64::from(logits[id as usize]) - log_total) as f32;
+    Ok(Sampled { id, logprob, top: top_logprobs(&mut Vec::new(), logits, log_total, top) })
+}
+
+/// The `n` most probable tokens, best first.
+fn top_logprobs(candidates: &mut Vec<u64>, logits: &[f32], log_total: f64, n: usize) -> Vec<(u32, f32)> {
+    if n == 0 {
+        return Vec::new();
+    }
+    candidates.clear();
+    candidates.extend((0..).zip(logits).map(|(id, &x)| key(x, id)));
+    keep_top(candidates, n.min(logits.len()));
+    candidates.sort_unstable_by(|a, b| b.cmp(a));
+    let logprob = |id: u32| (f64::from(logits[id as usize]) - log_total) as f32;
+    candidates.iter().map(|&c| (id_of(c), logprob(id_of(c)))).collect()
 }
 
 fn check(logits: &[f32]) -> Result<()> {

@@ -1,101 +1,140 @@
-//! One request in flight: its tokens, its KV blocks and its counters.
+//! One continuation in flight: its tokens, its KV blocks and its counters.
 
-use crate::error::Result;
+use std::ops::Range;
+use std::sync::Arc;
 
-use super::Request;
-use super::sampling::{Sampled, Sampler};
+use crate::error::{Error, Result};
+use crate::models::HiddenStates;
 
-/// Identity of a request, unique within its engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(pub u64);
+use super::block_manager::{BlockManager, BlockTable};
+use super::event::FinishReason;
+use super::prompt_work::PromptWork;
+use super::request::{Request, RequestId};
+use super::rows::Row;
+use super::sampling::{Sampled, Sampler, SamplingParams};
 
-/// Why a request ended; names as the OpenAI API has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// An end-of-sequence or stop id was generated, or (told by the caller) a stop string.
-    Stop,
-    /// `max_tokens` were generated.
-    Length,
+/// Identity of a sequence. The order is that in which sequences are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SequenceId {
+    /// Lower first.
+    pub(super) priority: i32,
+    /// Whose.
+    pub(super) request: RequestId,
+    /// Which of its choices.
+    pub(super) choice: usize,
 }
 
-impl std::fmt::Display for FinishReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        })
-    }
-}
-
-/// A request and how far it has come.
+/// A prompt, what was generated after it, and how far its keys and values are computed.
 #[derive(Debug)]
-pub struct Sequence {
-    id: RequestId,
+pub(super) struct Sequence {
+    id: SequenceId,
     token_ids: Vec<u32>,
     prompt_len: usize,
     max_tokens: usize,
     /// Tokens whose keys and values are in the cache.
-    computed: usize,
-    blocks: Vec<u32>,
+    pub(super) computed: usize,
+    /// Its KV blocks; none while it waits.
+    pub(super) table: BlockTable,
+    salt: Arc<str>,
     sampler: Sampler,
+    /// Choices of its request; the first sequence makes the others when the prompt is computed.
+    choices: usize,
+    /// What there is to learn of the prompt, until it is computed.
+    pub(super) prompt: Option<PromptWork>,
+}
+
+/// The parameters of a choice: of those of its request, the seed plus its number.
+fn params_of_choice(params: &SamplingParams, choice: usize) -> SamplingParams {
+    SamplingParams { seed: params.seed.map(|seed| seed.wrapping_add(choice as u64)), ..params.clone() }
 }
 
 impl Sequence {
-    /// A sequence that has its prompt and no blocks.
-    pub fn new(id: RequestId, request: Request) -> Sequence {
+    /// The first choice of a request, without blocks.
+    pub(super) fn new(request: RequestId, asked: Request) -> Sequence {
+        let salt = Arc::from(asked.cache_salt.as_str());
         Sequence {
-            id,
-            prompt_len: request.prompt_ids.len(),
-            max_tokens: request.max_tokens,
+            id: SequenceId { priority: asked.priority, request, choice: 0 },
+            prompt_len: asked.prompt_ids.len(),
+            max_tokens: asked.max_tokens,
             computed: 0,
-            blocks: Vec::new(),
-            sampler: Sampler::new(request.params, &request.prompt_ids),
-            token_ids: request.prompt_ids,
+            table: BlockTable::new(&salt),
+            salt,
+            choices: asked.n,
+            prompt: Some(PromptWork::new(&asked)),
+            sampler: Sampler::new(asked.params, &asked.prompt_ids),
+            token_ids: asked.prompt_ids,
         }
     }
 
+    /// The other choices of its request, none of them with blocks. Called once, when the prompt is computed and nothing generated.
+    pub(super) fn make_choices(&self) -> Vec<Sequence> {
+        let choice = |choice| Sequence {
+            id: SequenceId { choice, ..self.id },
+            token_ids: self.token_ids.clone(),
+            computed: 0,
+            table: BlockTable::new(&self.salt),
+            salt: Arc::clone(&self.salt),
+            sampler: Sampler::new(params_of_choice(self.sampler.params(), choice), &self.token_ids),
+            prompt: None,
+            ..*self
+        };
+        (1..self.choices).map(choice).collect()
+    }
+
+    /// Its blocks, which it then has no more.
+    pub(super) fn take_table(&mut self) -> BlockTable {
+        std::mem::replace(&mut self.table, BlockTable::new(&self.salt))
+    }
+
+    /// Records that its first `computed` tokens have keys and values, and lets others find the full blocks among them.
+    pub(super) fn computed_to(&mut self, computed: usize, blocks: &mut BlockManager) {
+        self.computed = computed;
+        blocks.offer(&mut self.table, &self.token_ids, computed);
+    }
+
     /// Its identity.
-    pub fn id(&self) -> RequestId {
+    pub(super) fn id(&self) -> SequenceId {
         self.id
     }
 
     /// Prompt and output.
-    pub fn token_ids(&self) -> &[u32] {
+    pub(super) fn token_ids(&self) -> &[u32] {
         &self.token_ids
     }
 
-    /// Tokens whose keys and values are in the cache.
-    pub fn computed(&self) -> usize {
-        self.computed
+    /// Its first tokens.
+    pub(super) fn prompt_ids(&self) -> &[u32] {
+        &self.token_ids[..self.prompt_len]
     }
 
-    /// Records that the cache now holds the first `computed` tokens.
-    pub fn set_computed(&mut self, computed: usize) {
-        self.computed = computed;
+    /// With whom its blocks may be shared.
+    pub(super) fn salt(&self) -> &Arc<str> {
+        &self.salt
+    }
+
+    /// Tokens that are there and not computed.
+    pub(super) fn remaining(&self) -> usize {
+        self.token_ids.len() - self.computed
     }
 
     /// Most tokens it can ever have.
-    pub fn max_len(&self) -> usize {
+    pub(super) fn max_len(&self) -> usize {
         self.prompt_len + self.max_tokens
     }
 
-    /// Its KV blocks.
-    pub fn blocks(&self) -> &[u32] {
-        &self.blocks
+    /// Leading tokens that need not be computed where their keys and values are there: never all, the last one's logits are needed.
+    pub(super) fn reusable(&self) -> usize {
+        let all_but_one = self.token_ids.len() - 1;
+        self.prompt.as_ref().map_or(all_but_one, |work| work.reusable().min(all_but_one))
     }
 
-    /// Gives it its blocks.
-    pub fn set_blocks(&mut self, blocks: Vec<u32>) {
-        self.blocks = blocks;
-    }
-
-    /// Takes its blocks back.
-    pub fn take_blocks(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.blocks)
+    /// Whether tokens are to be generated at all.
+    pub(super) fn generates(&self) -> bool {
+        self.max_tokens > 0
     }
 
     /// The best logit is the answer and nothing else is asked: no penalty, bias, ban or list of alternatives.
-    pub fn is_plain_greedy(&self) -> bool {
+    pub(super) fn is_plain_greedy(&self) -> bool {
         let p = self.sampler.params();
         p.temperature == 0.0
             && p.repetition_penalty == 1.0
@@ -106,13 +145,35 @@ impl Sequence {
             && p.min_tokens == 0
     }
 
-    /// Chooses the next token from its row of logits.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
-        self.sampler.sample(logits)
+    /// Takes what is wanted of the prompt from a pass that computed the tokens `part`, the first of them its row number `row`.
+    ///
+    /// # Errors
+    /// Those of [`PromptWork::observe`].
+    pub(super) fn observe(
+        &mut self,
+        pass: &mut HiddenStates<'_>,
+        row: usize,
+        part: Range<usize>,
+        rows_at_once: usize,
+    ) -> Result<()> {
+        let prompt_ids = &self.token_ids[..self.prompt_len];
+        self.prompt.as_mut().map_or(Ok(()), |work| work.observe(pass, row, part, prompt_ids, rows_at_once))
+    }
+
+    /// Chooses the next token.
+    ///
+    /// # Errors
+    /// `NotFinite` when the logits are not; `Input` when every token is banned.
+    pub(super) fn choose(&mut self, row: Row<'_>) -> Result<Sampled> {
+        match row {
+            Row::Logits(logits) => self.sampler.sample(logits),
+            Row::Best(best) if best.logprob.is_nan() => Err(Error::not_finite("logits", best.logprob)),
+            Row::Best(best) => Ok(Sampled { id: best.id, logprob: best.logprob, top: Vec::new() }),
+        }
     }
 
     /// Appends a generated token; the reason when it is the last one.
-    pub fn push(&mut self, token: u32) -> Option<FinishReason> {
+    pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
         self.token_ids.push(token);
         let params = self.sampler.params();
         if !params.ignore_eos && params.stop_token_ids.contains(&token) {

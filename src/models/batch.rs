@@ -37,7 +37,7 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// `[m]` KV slots.
     pub slot_mapping: Vec<u32>,
-    /// Blocks of each sequence.
+    /// Blocks of each sequence. Those that no query of this pass sees, being behind every layer's window, may have any number.
     pub block_tables: Vec<Vec<u32>>,
     /// Keys of each sequence, this pass's included.
     pub context_lens: Vec<u32>,

@@ -1,7 +1,7 @@
 //! [`ModelRunner`]: what computes with a model's weights: scratch, metadata of the batch, KV cache.
 
-use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::device::{Device, Write};
+use crate::checkpoint::{Checkpoint, ModelConfig, RopeScaling};
+use crate::device::{Device, InputFormat, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
@@ -83,6 +83,18 @@ impl ModelRunner {
         &self.cache
     }
 
+    /// The longest sliding window of all layers: no query sees a key that is farther behind. `None` where a layer has none.
+    pub fn window(&self) -> Option<usize> {
+        let windows = self.model.spec.layers.iter().map(|layer| layer.attention.window);
+        windows.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
+    /// Whether a token's keys and values depend on the tokens up to it alone, so that sequences that start alike may share them. Not so
+    /// where the rotary base follows a sequence's length.
+    pub fn shares_prefixes(&self) -> bool {
+        !matches!(self.model.config.rope.scaling, RopeScaling::Dynamic { .. })
+    }
+
     /// Bytes of everything that it holds on its device, as a plan tells them before; nothing is packed any more.
     pub fn allocated(&self) -> MemoryPlan {
         let kv = self.cache.layers.iter().map(|layer| layer.k.bytes() + layer.v.bytes());
@@ -141,10 +153,16 @@ impl ModelRunner {
         w.device.embed(&mut w.residual, table, &w.meta.token_ids, hidden, w.meta.m)
     }
 
-    /// Final norm and output head of the first `m` of the metadata's `logit_rows`.
-    fn enqueue_head(&mut self, m: usize) -> Result<()> {
+    /// Copies the first `m` of the metadata's `logit_rows` of the residual stream to where the final norm reads them.
+    fn enqueue_gather(&mut self, m: usize) -> Result<()> {
         let ModelRunner { model, workspace: w, head, .. } = self;
-        w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)?;
+        w.device.gather_rows(&mut head.gathered, &w.residual, &w.meta.logit_rows, model.config.hidden_size, m)
+    }
+
+    /// Final norm and output head of those rows.
+    fn enqueue_head(&mut self, m: usize) -> Result<()> {
+        self.enqueue_gather(m)?;
+        let ModelRunner { model, workspace: w, head, .. } = self;
         model.norm.forward(&w.device, &mut w.input, &head.gathered, model.head.input_format(), m)?;
         model.head.forward(&w.device, &mut head.logits, &w.input, &mut w.spare, Write::Store, m)
     }
@@ -230,6 +248,19 @@ impl<'a> HiddenStates<'a> {
         self.runner.workspace.read_residual(self.rows * self.runner.model.config.hidden_size)
     }
 
+    /// Some `rows` after the final norm, `[rows, hidden]` on the host: what the output head reads, before any quantization of its input.
+    ///
+    /// # Errors
+    /// As [`HiddenStates::logits`].
+    pub fn normed(&mut self, rows: &[u32]) -> Result<Vec<f32>> {
+        self.select(rows)?;
+        self.runner.enqueue_gather(rows.len())?;
+        let ModelRunner { model, workspace: w, head, .. } = &mut *self.runner;
+        let (m, hidden) = (rows.len(), model.config.hidden_size);
+        model.norm.forward(&w.device, &mut w.input, &head.gathered, InputFormat::FLOATS, m)?;
+        Ok(w.device.download(&w.input.floats, m * hidden)?.to_f32())
+    }
+
     /// Final norm and output head for some `rows`.
     ///
     /// # Errors
@@ -242,7 +273,16 @@ impl<'a> HiddenStates<'a> {
     ///
     /// # Errors
     /// As [`HiddenStates::logits`].
-    pub fn into_logits(self, rows: &[u32]) -> Result<Logits<'a>> {
+    pub fn into_logits(mut self, rows: &[u32]) -> Result<Logits<'a>> {
+        self.select(rows)?;
+        if !rows.is_empty() {
+            self.runner.enqueue_head(rows.len())?;
+        }
+        Ok(Logits { rows: rows.len(), runner: self.runner })
+    }
+
+    /// Tells the device which rows the final norm is to read.
+    fn select(&mut self, rows: &[u32]) -> Result<()> {
         let ModelRunner { limits, workspace: w, .. } = &mut *self.runner;
         let m = rows.len();
         if m > limits.max_logit_rows {
@@ -251,11 +291,7 @@ impl<'a> HiddenStates<'a> {
         if let Some(row) = rows.iter().find(|&&row| row as usize >= self.rows) {
             return Err(Error::input("logit rows", format!("{row} of a pass of {} rows", self.rows)));
         }
-        if m > 0 {
-            w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))?;
-            self.runner.enqueue_head(m)?;
-        }
-        Ok(Logits { runner: self.runner, rows: m })
+        w.device.write(&mut w.meta.logit_rows, &HostData::U32(rows.to_vec()))
     }
 }
 

@@ -37,3 +37,16 @@ fn a_full_context_is_reported() {
     );
     assert_eq!(run.stdout, chat("She looked", &[]).stdout);
 }
+
+/// A second turn computes what is new alone; the answers are the same without the cache.
+#[test]
+fn turns_reuse_what_is_computed() {
+    let input = "It was a dark night, and the old man looked at the captain, who had not said a word for hours\nWhy?\n";
+    let cached = chat(input, &["-v", "--enable-prefix-caching"]);
+    let anew = chat(input, &["-v", "--no-enable-prefix-caching"]);
+    assert_eq!((cached.code, anew.code), (Some(0), Some(0)), "{}", cached.stderr);
+    assert_eq!(cached.stdout, anew.stdout);
+    assert!(cached.stderr.contains(" (16 cached)"), "{}", cached.stderr);
+    assert!(!anew.stderr.contains("cached"), "{}", anew.stderr);
+    assert_eq!(chat(input, &["-v"]).stderr.matches("cached").count(), 1, "on by default");
+}

@@ -112,13 +112,13 @@ fn check_greedy(dir: &Path, device: &Device) {
             let prompt_ids = tokenizer.encode(&p.prompt, true).expect("encodes");
             assert_eq!(prompt_ids, p.prompt_ids, "tokens of {:?}", p.prompt);
             let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy() };
-            engine.submit(Request { prompt_ids, params, max_tokens: p.greedy_ids.len() }).expect("submits")
+            engine.submit(Request::new(prompt_ids, params, p.greedy_ids.len())).expect("submits")
         })
         .collect();
     let mut tokens = vec![Vec::new(); ids.len()];
     while !engine.is_idle() {
-        for event in engine.step().expect("steps") {
-            if let Event::Token { id, token } = event {
+        for event in engine.step() {
+            if let Event::Token { id, token, .. } = event {
                 let at = ids.iter().position(|&x| x == id).expect("known request");
                 tokens[at].push(token);
             }

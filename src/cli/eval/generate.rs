@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use crate::engine::sampling::SamplingParams;
 use crate::engine::{Engine, Event, Request};
 use crate::error::{Error, Result};
-use crate::models::ModelRunner;
 use crate::models::quantize::spread;
 use crate::text::tokenizer::Tokenizer;
 
@@ -66,24 +65,23 @@ pub(super) fn prompts_of_file(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<
 /// # Errors
 /// `Input` when a prompt does not fit the model's limits; a failure of the device.
 pub fn continuations(
-    model: ModelRunner,
+    mut engine: Engine,
     prompts: &[Vec<u32>],
     max_tokens: usize,
     stop: &[u32],
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>> {
-    let mut engine = Engine::new(model);
     let params = SamplingParams { stop_token_ids: stop.to_vec(), ..SamplingParams::greedy() };
     let mut ids = Vec::new();
     for prompt in prompts {
-        ids.push(engine.submit(Request { prompt_ids: prompt.clone(), params: params.clone(), max_tokens })?);
+        ids.push(engine.submit(Request::new(prompt.clone(), params.clone(), max_tokens))?);
     }
     let mut made = vec![Vec::new(); prompts.len()];
     let mut done = 0;
     while !engine.is_idle() {
-        for event in engine.step()? {
+        for event in engine.step() {
             match event {
-                Event::Token { id, token } => {
+                Event::Token { id, token, .. } => {
                     if let Some(place) = ids.iter().position(|&known| known == id) {
                         made[place].push(token.id);
                     }
@@ -92,6 +90,7 @@ pub fn continuations(
                     done += 1;
                     progress(done);
                 }
+                Event::Prompt { .. } => {}
                 Event::Failed { error, .. } => return Err(error),
             }
         }
@@ -232,7 +231,7 @@ fn tail(text: &str) -> String {
 
 /// A bar, and what moves it.
 pub(super) fn run(
-    model: ModelRunner,
+    engine: Engine,
     name: &'static str,
     prompts: &[Vec<u32>],
     max_tokens: usize,
@@ -240,7 +239,7 @@ pub(super) fn run(
 ) -> Result<Vec<Vec<u32>>> {
     let bar = output::progress(name);
     bar.set_length(prompts.len() as u64);
-    let made = continuations(model, prompts, max_tokens, stop, &mut |done| bar.set_position(done as u64));
+    let made = continuations(engine, prompts, max_tokens, stop, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     made
 }

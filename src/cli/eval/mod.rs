@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::models::{Limits, ModelRunner};
 use crate::text::tokenizer::Tokenizer;
 
-use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, open_checkpoint};
+use super::options::{DeviceArgs, EngineArgs, HeadArgs, load_model, model_dtype, open_checkpoint};
 use super::{Outcome, output};
 
 /// What makes an evaluation take less memory.
@@ -99,6 +99,9 @@ pub(super) struct Args {
     json: bool,
 
     #[command(flatten)]
+    engine: EngineArgs,
+
+    #[command(flatten)]
     head: HeadArgs,
 
     #[command(flatten)]
@@ -166,7 +169,8 @@ fn one(args: &Args, name: &str) -> Result<()> {
     if let (Some(max_tokens), Some(reference)) = (args.generate, reference) {
         let (max_tokens, mut stop) = (max_tokens as usize, checkpoint.generation().eos_token_ids.clone());
         stop.extend(plan.tokenizer.eos_id().filter(|id| !stop.contains(id)));
-        let ours = generate::run(model, "prompts", &plan.prompts, max_tokens, &stop)?;
+        let ours = generate::run(args.engine.start(model), "prompts", &plan.prompts, max_tokens, &stop)?;
+        let reference = args.engine.start(reference);
         let theirs = generate::run(reference, "prompts, reference", &plan.prompts, max_tokens, &stop)?;
         let comparison = Comparison::new(max_tokens, plan.prompts, ours, theirs);
         result["generation"] = comparison.json(&plan.tokenizer);

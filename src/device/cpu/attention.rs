@@ -5,6 +5,8 @@
 #![allow(unsafe_code)] // threads write disjoint columns
 #![allow(clippy::needless_range_loop)] // arrays of registers, several indexed together
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Level;
@@ -45,7 +47,7 @@ struct Task<'a> {
     shape: &'a AttentionShape,
     to: Destination<'a>,
     sequence: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     kv_head: usize,
 }
 
@@ -86,10 +88,11 @@ impl Kernel for Task<'_> {
         let first = (0..queries).map(|i| all[i / 16].first[i % 16]).min().unwrap_or(0);
         let end = (0..queries).map(|i| all[i / 16].end[i % 16]).max().unwrap_or(0);
         let (mut keys, mut values) = (vec![0.0; KEYS * width], vec![0.0; KEYS * width]);
-        for start in (first..end).step_by(KEYS) {
-            let count = KEYS.min(end - start);
-            self.gather(s, self.kv.k, start..start + count, width, &mut keys);
-            self.gather(s, self.kv.v, start..start + count, width, &mut values);
+        // Tiles lie the same however a sequence is cut into passes, and so do the sums over them.
+        for start in (first / KEYS * KEYS..end).step_by(KEYS) {
+            let positions = start.max(first)..end.min(start + KEYS);
+            self.gather(s, self.kv.k, start, positions.clone(), width, &mut keys);
+            self.gather(s, self.kv.v, start, positions, width, &mut values);
             for (block, lanes) in all.iter_mut().enumerate() {
                 let active = (queries - block * 16).min(16);
                 lanes.visit(s, active, start, &keys, &values, width, shape.scale);
@@ -108,10 +111,21 @@ impl Kernel for Task<'_> {
 }
 
 impl Task<'_> {
-    /// Keys or values of some positions as f32 `[KEYS, width]`, zeros behind the last.
+    /// Keys or values of some `positions` of the tile that begins at `start` as f32 `[KEYS, width]`, zeros elsewhere: what no query sees
+    /// may be another sequence's.
     #[inline(always)]
-    fn gather<S: Simd>(&self, s: S, cache: &HostData, positions: std::ops::Range<usize>, width: usize, to: &mut [f32]) {
+    fn gather<S: Simd>(
+        &self,
+        s: S,
+        cache: &HostData,
+        start: usize,
+        positions: Range<usize>,
+        width: usize,
+        to: &mut [f32],
+    ) {
         let d = self.shape.head_dim;
+        let (before, to) = to.split_at_mut((positions.start - start) * width);
+        before.fill(0.0);
         to[positions.len() * width..].fill(0.0);
         for (t, to) in positions.zip(to.chunks_exact_mut(width)) {
             let slot = self.kv.slot(self.sequence, t, self.shape.block_size);
