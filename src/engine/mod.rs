@@ -163,7 +163,7 @@ impl Engine {
     fn compute(&mut self, parts: &[Part]) -> Result<(Rows, Vec<(RequestId, Error)>)> {
         let Engine { runner, scheduler, .. } = self;
         let mut batch = Batch::default();
-        let mut is_greedy = true;
+        let (mut draws, mut has_prompt_work) = (Some(Vec::new()), false);
         for part in parts {
             let sequence = scheduler.running(part.id);
             batch.push(
@@ -172,7 +172,16 @@ impl Engine {
                 sequence.table.blocks(),
                 part.is_sampled,
             );
-            is_greedy &= !part.is_sampled || sequence.is_plain_greedy();
+            has_prompt_work |= sequence.prompt.is_some();
+            if part.is_sampled {
+                draws = draws.zip(sequence.device_row()).map(|(mut draws, row)| {
+                    draws.push(row);
+                    draws
+                });
+            }
+        }
+        if !has_prompt_work {
+            return Ok((Rows::read(runner.run(&batch)?, draws.as_deref())?, Vec::new()));
         }
         let rows_at_once = runner.limits().max_logit_rows;
         let mut pass = runner.forward(&batch)?;
@@ -184,7 +193,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Ok((Rows::read(pass.into_logits(&batch.logit_rows)?, is_greedy)?, errors))
+        Ok((Rows::read(pass.into_logits(&batch.logit_rows)?, draws.as_deref())?, errors))
     }
 
     /// The host's share of a step. What fails here is one request.

@@ -4,12 +4,15 @@
 //! `min_tokens`; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
 //! it left, renormalized, as in vLLM. Ties always go to the lowest id, so `top_k = 1` is greedy decoding.
 //!
-//! Randomness is a pure function of (seed, step): a sequence draws the same numbers whatever else is in its batch.
+//! Randomness is a pure function of (seed, step): a sequence draws the same numbers whatever else is in its batch. Filters and draw are
+//! [`crate::device::cpu::reference::sample`], which a GPU runs too.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::checkpoint::GenerationConfig;
+use crate::device::SampleRow;
+use crate::device::cpu::Chooser;
 use crate::error::{Error, Result};
 
 /// How to choose tokens; names and meanings of vLLM.
@@ -143,7 +146,7 @@ pub struct Sampler {
     /// Tokens of prompt and output, with how often each is in the output.
     seen: HashMap<u32, u32>,
     logits: Vec<f32>,
-    candidates: Vec<u64>,
+    chooser: Chooser,
 }
 
 impl Sampler {
@@ -155,7 +158,7 @@ impl Sampler {
             true => HashMap::new(),
             false => prompt_ids.iter().map(|&id| (id, 0)).collect(),
         };
-        Sampler { params, seed, step: 0, seen, logits: Vec::new(), candidates: Vec::new() }
+        Sampler { params, seed, step: 0, seen, logits: Vec::new(), chooser: Chooser::default() }
     }
 
     /// The parameters.
@@ -174,18 +177,37 @@ impl Sampler {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalize();
-        let id = match self.params.temperature {
-            0.0 => argmax(&self.logits),
-            temperature => {
-                self.filter(temperature);
-                self.draw()
-            }
-        };
+        let id = self.chooser.choose(&self.logits, &self.row());
         let id = id.ok_or_else(|| Error::input("logit_bias", "bans every token that the model allows"))?;
-        let top = self.top_logprobs(logits, log_total);
+        let top = top_logprobs(&mut self.chooser, logits, log_total, self.params.logprobs.unwrap_or(0));
+        self.count(id);
+        Ok(Sampled { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32, top })
+    }
+
+    /// How a device is to draw the next token from logits as they are, for [`Sampler::count`] to count; `None` where logits must be changed
+    /// before, or more of them is asked for.
+    pub fn device_row(&self) -> Option<SampleRow> {
+        let p = &self.params;
+        let is_free = p.repetition_penalty == 1.0
+            && p.presence_penalty == 0.0
+            && p.frequency_penalty == 0.0
+            && p.logit_bias.is_empty()
+            && p.logprobs.is_none()
+            && self.step >= p.min_tokens as u64;
+        is_free.then(|| self.row())
+    }
+
+    /// Counts a token as output.
+    pub fn count(&mut self, id: u32) {
         *self.seen.entry(id).or_default() += 1;
         self.step += 1;
-        Ok(Sampled { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32, top })
+    }
+
+    /// How the next token is drawn.
+    fn row(&self) -> SampleRow {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let floor = if min_p > 0.0 { min_p.ln() } else { f32::MIN };
+        SampleRow { temperature, top_k, top_p, floor, draw: random(self.seed, self.step) }
     }
 
     /// Penalties, bias and the ban of end tokens, in place.
@@ -213,48 +235,6 @@ impl Sampler {
             }
         }
     }
-
-    /// Leaves in `candidates` the tokens that survive temperature, min-p, top-k and top-p.
-    fn filter(&mut self, temperature: f32) {
-        let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        self.candidates.clear();
-        if max == f32::NEG_INFINITY {
-            return;
-        }
-        // Relative to the best, so that a small temperature cannot overflow.
-        for x in &mut self.logits {
-            *x = (*x - max) / temperature;
-        }
-        let floor = if self.params.min_p > 0.0 { self.params.min_p.ln() } else { f32::MIN };
-        self.candidates.extend((0..).zip(&self.logits).filter(|&(_, &x)| x >= floor).map(|(id, &x)| key(x, id)));
-        let k = self.params.top_k as usize;
-        if k > 0 && k < self.candidates.len() {
-            keep_top(&mut self.candidates, k);
-        }
-        if self.params.top_p < 1.0 {
-            keep_mass(&mut self.candidates, &self.logits, f64::from(self.params.top_p));
-        }
-    }
-
-    /// Draws one candidate by inverting the cumulative distribution in order of ids.
-    fn draw(&mut self) -> Option<u32> {
-        // Filters leave candidates in an order of their own; ids make the draw independent of it.
-        self.candidates.sort_unstable_by_key(|&c| id_of(c));
-        let total: f64 = self.candidates.iter().map(|&c| weight(&self.logits, c)).sum();
-        let mut left = uniform(self.seed, self.step) * total;
-        for &c in &self.candidates {
-            left -= weight(&self.logits, c);
-            if left < 0.0 {
-                return Some(id_of(c));
-            }
-        }
-        // Rounding can leave a last sliver; it belongs to the last candidate that has any weight.
-        self.candidates.iter().rev().find(|&&c| weight(&self.logits, c) > 0.0).map(|&c| id_of(c))
-    }
-
-    fn top_logprobs(&mut self, logits: &[f32], log_total: f64) -> Vec<(u32, f32)> {
-        top_logprobs(&mut self.candidates, logits, log_total, self.params.logprobs.unwrap_or(0))
-    }
 }
 
 /// What a row of logits, `[vocab]`, says of one token, with the `top` most probable ones.
@@ -265,94 +245,29 @@ pub fn score(logits: &[f32], id: u32, top: usize) -> Result<Sampled> {
     check(logits)?;
     let log_total = log_sum_exp(logits);
     let logprob = (f64::from(logits[id as usize]) - log_total) as f32;
-    Ok(Sampled { id, logprob, top: top_logprobs(&mut Vec::new(), logits, log_total, top) })
+    Ok(Sampled { id, logprob, top: top_logprobs(&mut Chooser::default(), logits, log_total, top) })
 }
 
 /// The `n` most probable tokens, best first.
-fn top_logprobs(candidates: &mut Vec<u64>, logits: &[f32], log_total: f64, n: usize) -> Vec<(u32, f32)> {
-    if n == 0 {
-        return Vec::new();
-    }
-    candidates.clear();
-    candidates.extend((0..).zip(logits).map(|(id, &x)| key(x, id)));
-    keep_top(candidates, n.min(logits.len()));
-    candidates.sort_unstable_by(|a, b| b.cmp(a));
+fn top_logprobs(chooser: &mut Chooser, logits: &[f32], log_total: f64, n: usize) -> Vec<(u32, f32)> {
     let logprob = |id: u32| (f64::from(logits[id as usize]) - log_total) as f32;
-    candidates.iter().map(|&c| (id_of(c), logprob(id_of(c)))).collect()
+    chooser.top(logits, n).into_iter().map(|id| (id, logprob(id))).collect()
 }
 
 fn check(logits: &[f32]) -> Result<()> {
     match logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
         Some(id) => Err(Error::not_finite("logits", format!("{} for token {id}", logits[id]))),
-        None if argmax(logits).is_none() => Err(Error::not_finite("logits", "no token with a probability above 0")),
+        None if logits.iter().all(|x| *x == f32::NEG_INFINITY) => {
+            Err(Error::not_finite("logits", "no token with a probability above 0"))
+        }
         None => Ok(()),
     }
-}
-
-/// The lowest id of the greatest logit; `None` when all are negative infinity.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best = (None, f32::NEG_INFINITY);
-    for (id, &x) in (0..).zip(logits) {
-        if x > best.1 {
-            best = (Some(id), x);
-        }
-    }
-    best.0
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
     f64::from(max) + sum.ln()
-}
-
-/// A candidate as one integer that orders by logit, then by lower id: partial selection compares plain integers.
-fn key(x: f32, id: u32) -> u64 {
-    // Adding zero turns -0.0 into 0.0, which must tie.
-    let bits = (x + 0.0).to_bits();
-    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-    u64::from(ordered) << 32 | u64::from(!id)
-}
-
-fn id_of(candidate: u64) -> u32 {
-    !(candidate as u32)
-}
-
-/// Unnormalized probability of a candidate; `logits` are relative to the best.
-fn weight(logits: &[f32], candidate: u64) -> f64 {
-    f64::from(logits[id_of(candidate) as usize].exp())
-}
-
-/// Keeps the `k` best candidates, `1 <= k <= len`, in no order.
-fn keep_top(candidates: &mut Vec<u64>, k: usize) {
-    if k < candidates.len() {
-        candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-        candidates.truncate(k);
-    }
-}
-
-/// Keeps the fewest best candidates that hold at least `p` of the mass. Sorts only as many as that takes: the best
-/// 128, then eight times more while they do not suffice.
-fn keep_mass(candidates: &mut Vec<u64>, logits: &[f32], p: f64) {
-    let wanted = p * candidates.iter().map(|&c| weight(logits, c)).sum::<f64>();
-    let (mut sorted, mut held, mut next) = (0, 0.0, 128);
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let n = next.min(rest.len());
-        if n < rest.len() {
-            rest.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
-        }
-        rest[..n].sort_unstable_by(|a, b| b.cmp(a));
-        for &c in &rest[..n] {
-            held += weight(logits, c);
-            sorted += 1;
-            if held >= wanted {
-                candidates.truncate(sorted);
-                return;
-            }
-        }
-        next *= 8;
-    }
 }
 
 /// Output number `step` of SplitMix64 seeded with `seed` (Steele, Lea and Flood, "Fast splittable pseudorandom
@@ -362,9 +277,4 @@ pub fn random(seed: u64, step: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-/// Uniform in [0, 1), 53 bits.
-fn uniform(seed: u64, step: u64) -> f64 {
-    (random(seed, step) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }

@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::device::{Device, SampleRow};
 use crate::error::{Error, Result};
-use crate::models::HiddenStates;
+use crate::models::{Drawn, HiddenStates};
 
 use super::block_manager::{BlockManager, BlockTable};
 use super::event::FinishReason;
@@ -133,16 +134,10 @@ impl Sequence {
         self.max_tokens > 0
     }
 
-    /// The best logit is the answer and nothing else is asked: no penalty, bias, ban or list of alternatives.
-    pub(super) fn is_plain_greedy(&self) -> bool {
-        let p = self.sampler.params();
-        p.temperature == 0.0
-            && p.repetition_penalty == 1.0
-            && p.presence_penalty == 0.0
-            && p.frequency_penalty == 0.0
-            && p.logit_bias.is_empty()
-            && p.logprobs.is_none()
-            && p.min_tokens == 0
+    /// How a device may draw its next token; `None` where the host must see its logits. A prompt that several choices follow is drawn from
+    /// several times.
+    pub(super) fn device_row(&self) -> Option<SampleRow> {
+        self.sampler.device_row().filter(|_| self.prompt.is_none() || self.choices == 1)
     }
 
     /// Takes what is wanted of the prompt from a pass that computed the tokens `part`, the first of them its row number `row`.
@@ -168,8 +163,21 @@ impl Sequence {
         match row {
             Row::Logits(logits) => self.sampler.sample(logits),
             Row::Best(best) if best.logprob.is_nan() => Err(Error::not_finite("logits", best.logprob)),
-            Row::Best(best) => Ok(Sampled { id: best.id, logprob: best.logprob, top: Vec::new() }),
+            Row::Best(best) => Ok(self.drawn(best.id, best.logprob)),
+            Row::Drawn(Drawn { id: Device::NOT_FINITE, .. }) => {
+                Err(Error::not_finite("logits", "a number that is not finite"))
+            }
+            Row::Drawn(Drawn { id: Device::NO_TOKEN, .. }) => {
+                Err(Error::not_finite("logits", "no token with a probability above 0"))
+            }
+            Row::Drawn(drawn) => Ok(self.drawn(drawn.id, drawn.logprob)),
         }
+    }
+
+    /// A token that a device chose.
+    fn drawn(&mut self, id: u32, logprob: f32) -> Sampled {
+        self.sampler.count(id);
+        Sampled { id, logprob, top: Vec::new() }
     }
 
     /// Appends a generated token; the reason when it is the last one.

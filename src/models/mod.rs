@@ -26,5 +26,5 @@ pub use model::Model;
 pub use plan::MemoryPlan;
 pub use role::{LinearRole, Slot, SplitAxis};
 pub use rope::rope_table;
-pub use runner::{HiddenStates, Logits, LogitsStats, ModelRunner};
+pub use runner::{Drawn, HiddenStates, Logits, LogitsStats, ModelRunner};
 pub use spec::{LayerSpec, LinearSpec, ModelSpec, TensorSpec, attention_shape, expected_tensors, linear_names};

@@ -1,7 +1,7 @@
 //! [`ModelRunner`]: what computes with a model's weights: scratch, metadata of the batch, KV cache.
 
 use crate::checkpoint::{Checkpoint, ModelConfig, RopeScaling};
-use crate::device::{Device, InputFormat, Write};
+use crate::device::{Device, InputFormat, SampleRow, Tensor, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
@@ -313,6 +313,22 @@ pub struct LogitsStats {
     pub target_logprob: f32,
 }
 
+/// A token that [`Logits::sample`] drew.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drawn {
+    /// Which; [`Device::NOT_FINITE`] and [`Device::NO_TOKEN`] where there is none.
+    pub id: u32,
+    /// Its natural log-probability.
+    pub logprob: f32,
+}
+
+fn read_ids(device: &Device, ids: &Tensor, len: usize) -> Result<Vec<u32>> {
+    match device.download(ids, len)? {
+        HostData::U32(ids) => Ok(ids),
+        other => Err(Error::Shape { op: "read_ids", expected: "u32 ids".into(), got: other.dtype().to_string() }),
+    }
+}
+
 impl Logits<'_> {
     /// Columns of a row.
     pub fn vocab_size(&self) -> usize {
@@ -326,6 +342,24 @@ impl Logits<'_> {
     pub fn read(&self) -> Result<Vec<f32>> {
         let ModelRunner { model, head, .. } = &*self.runner;
         Ok(model.device.download(&head.logits, self.rows * model.config.vocab_size)?.to_f32())
+    }
+
+    /// One id for each row, drawn on the device as `rows` say, with the natural log-probability that the model itself gave it.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn sample(&mut self, rows: &[SampleRow]) -> Result<Vec<Drawn>> {
+        let ModelRunner { model, head, .. } = &mut *self.runner;
+        let (d, m, vocab) = (&model.device, self.rows.min(rows.len()), model.config.vocab_size);
+        if m == 0 {
+            return Ok(Vec::new());
+        }
+        d.sample(&mut head.targets, &mut head.sample_rows, &head.logits, &rows[..m], vocab)?;
+        d.logits_stats(&mut head.ids, &mut head.stats, &head.logits, &head.targets, vocab, m)?;
+        let ids = read_ids(d, &head.targets, m)?;
+        let stats = d.download(&head.stats, 3 * m)?.to_f32();
+        let drawn = ids.into_iter().zip(stats.chunks_exact(3));
+        Ok(drawn.map(|(id, s)| Drawn { id, logprob: s[2] - s[1] }).collect())
     }
 
     /// For each row: its best id (ties to the lowest) and that id's log-probability, and the log-probability of
@@ -344,9 +378,7 @@ impl Logits<'_> {
         d.write(&mut head.targets, &HostData::U32(wanted))?;
         d.logits_stats(&mut head.ids, &mut head.stats, &head.logits, &head.targets, vocab, m)?;
         let stats = d.download(&head.stats, 3 * m)?.to_f32();
-        let HostData::U32(ids) = d.download(&head.ids, m)? else {
-            return Err(Error::Shape { op: "logits_stats", expected: "u32 ids".into(), got: "another type".into() });
-        };
+        let ids = read_ids(d, &head.ids, m)?;
         let rows = ids.into_iter().zip(stats.chunks_exact(3));
         Ok(rows.map(|(id, s)| LogitsStats { id, logprob: s[0] - s[1], target_logprob: s[2] - s[1] }).collect())
     }

@@ -83,11 +83,12 @@ impl Workspace {
 /// What the output head and statistics of its logits compute with.
 #[derive(Debug)]
 pub(super) struct HeadScratch {
-    pub(super) gathered: Tensor, // [max_logit_rows, hidden] f32
-    pub(super) logits: Tensor,   // [max_logit_rows, vocab] f32
-    pub(super) ids: Tensor,      // [max_logit_rows] u32
-    pub(super) stats: Tensor,    // [max_logit_rows, 3] f32
-    pub(super) targets: Tensor,  // [max_logit_rows] u32
+    pub(super) gathered: Tensor,    // [max_logit_rows, hidden] f32
+    pub(super) logits: Tensor,      // [max_logit_rows, vocab] f32
+    pub(super) ids: Tensor,         // [max_logit_rows] u32
+    pub(super) stats: Tensor,       // [max_logit_rows, 3] f32
+    pub(super) targets: Tensor,     // [max_logit_rows] u32
+    pub(super) sample_rows: Tensor, // [max_logit_rows, 8] u32
 }
 
 impl HeadScratch {
@@ -99,13 +100,14 @@ impl HeadScratch {
             ids: device.zeros(DType::U32, rows)?,
             stats: device.zeros(DType::F32, 3 * rows)?,
             targets: device.zeros(DType::U32, rows)?,
+            sample_rows: device.zeros(DType::U32, 8 * rows)?,
         })
     }
 
     /// Bytes of all its tensors.
     pub(super) fn bytes(&self) -> usize {
-        let HeadScratch { gathered, logits, ids, stats, targets } = self;
-        [gathered, logits, ids, stats, targets].map(Tensor::bytes).iter().sum()
+        let HeadScratch { gathered, logits, ids, stats, targets, sample_rows } = self;
+        [gathered, logits, ids, stats, targets, sample_rows].map(Tensor::bytes).iter().sum()
     }
 }
 

@@ -15,6 +15,7 @@ mod simd;
 
 pub(in crate::device) use linear::{check, packed_bytes};
 
+pub(crate) use sample::Chooser;
 pub use simd::Level;
 
 #[cfg(doc)]

@@ -4,13 +4,13 @@ use super::reference::{SampleRow, mass};
 
 /// Scratch for choosing from rows of logits.
 #[derive(Debug, Default)]
-pub(super) struct Chooser {
+pub(crate) struct Chooser {
     candidates: Vec<u64>,
 }
 
 impl Chooser {
     /// What [`super::reference::sample`] gives.
-    pub(super) fn choose(&mut self, logits: &[f32], row: &SampleRow) -> Option<u32> {
+    pub(crate) fn choose(&mut self, logits: &[f32], row: &SampleRow) -> Option<u32> {
         let best = argmax(logits)?;
         if row.temperature == 0.0 {
             return Some(best);
@@ -38,6 +38,17 @@ impl Chooser {
             passed > target
         });
         drawn.map(|&c| id_of(c))
+    }
+
+    /// The `n` greatest logits, best first, ties to the lower id.
+    pub(crate) fn top(&mut self, logits: &[f32], n: usize) -> Vec<u32> {
+        self.candidates.clear();
+        if n > 0 {
+            self.candidates.extend((0..).zip(logits).map(|(id, &x)| key(x, id)));
+            keep_top(&mut self.candidates, n);
+            self.candidates.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        self.candidates.iter().map(|&c| id_of(c)).collect()
     }
 }
 
