@@ -35,40 +35,48 @@ __device__ __forceinline__ float* partial_of(const AttentionArgs& args, uint32_t
   return args.partials + (static_cast<size_t>(item) * args.num_heads + head) * (args.head_dim + LOWBIT_DECODE_PARTIAL_PAD);
 }
 
-// Adds up the parts of a sequence, items `first` to `first + parts`, in this order: what the last of its blocks does. Eight parts are
-// fetched at a time: the way to L2 and back is what takes time.
+// Adds up the parts of a sequence, items `first` to `first + parts`, in this order: what the last of its blocks does. The way to L2 and
+// back is what takes time: a first one for all stats, from which come the parts' weights, [heads, parts] in shared memory; then values,
+// sixteen parts at a time.
 template <typename T, int THREADS>
-__device__ void merge(const AttentionArgs& args, const HeadGroup& heads, uint32_t row, uint32_t first, uint32_t parts) {
-  constexpr uint32_t AT_ONCE = 8;
-  const uint32_t d = args.head_dim, columns = d / 4;
-  for (uint32_t i = threadIdx.x; i < heads.count * columns; i += THREADS) {
-    const uint32_t head = heads.head + i / columns, column = i % columns * 4;
-    float max = -CUDART_INF_F, sum = 0.0f;
-    float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (uint32_t part = 0; part < parts; part += AT_ONCE) {
-      float2 stats[AT_ONCE];
-      float4 values[AT_ONCE];
-#pragma unroll
-      for (uint32_t j = 0; j < AT_ONCE; ++j) {
-        const float* partial = partial_of(args, first + min(part + j, parts - 1), head);
-        stats[j] = __ldcg(reinterpret_cast<const float2*>(partial + d));
-        values[j] = __ldcg(reinterpret_cast<const float4*>(partial + column));
-      }
-#pragma unroll
-      for (uint32_t j = 0; j < AT_ONCE; ++j) {
-        if (part + j >= parts) break;
-        const float now = fmaxf(max, stats[j].x), base = now == -CUDART_INF_F ? 0.0f : now;
-        const float before = exp2_approx(max - base), here = exp2_approx(stats[j].x - base);
-        sum = fmaf(sum, before, stats[j].y * here);
-        value.x = fmaf(value.x, before, values[j].x * here), value.y = fmaf(value.y, before, values[j].y * here);
-        value.z = fmaf(value.z, before, values[j].z * here), value.w = fmaf(value.w, before, values[j].w * here);
-        max = now;
-      }
+__device__ void merge(const AttentionArgs& args, const HeadGroup& heads, uint32_t row, uint32_t first, uint32_t parts, float* weights) {
+  const uint32_t d = args.head_dim, warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
+  for (uint32_t h = warp; h < heads.count; h += THREADS / WARP_SIZE) {
+    const auto stats_of = [&](uint32_t part) {
+      return __ldcg(reinterpret_cast<const float2*>(partial_of(args, first + part, heads.head + h) + d));
+    };
+    // Those of a lane's first part stay in registers: most sequences have no more.
+    const float2 mine = lane < parts ? stats_of(lane) : make_float2(-CUDART_INF_F, 0.0f);
+    float max = mine.x;
+    for (uint32_t part = lane + WARP_SIZE; part < parts; part += WARP_SIZE) max = fmaxf(max, stats_of(part).x);
+    max = warp_reduce(max, Max());
+    const float base = max == -CUDART_INF_F ? 0.0f : max;
+    float sum = mine.y * exp2_approx(mine.x - base);
+    for (uint32_t part = lane + WARP_SIZE; part < parts; part += WARP_SIZE) {
+      const float2 stats = stats_of(part);
+      sum = fmaf(stats.y, exp2_approx(stats.x - base), sum);
     }
+    sum = warp_reduce(sum, Sum());
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + head) * d + column;
-    *reinterpret_cast<uint2*>(out) =
-        make_uint2(pack2<T>(value.x * inverse, value.y * inverse), pack2<T>(value.z * inverse, value.w * inverse));
+    if (lane < parts) weights[h * parts + lane] = exp2_approx(mine.x - base) * inverse;
+    for (uint32_t part = lane + WARP_SIZE; part < parts; part += WARP_SIZE) {
+      weights[h * parts + part] = exp2_approx(stats_of(part).x - base) * inverse;
+    }
+  }
+  __syncthreads();
+  const uint32_t columns = d / 4;
+  for (uint32_t i = threadIdx.x; i < heads.count * columns; i += THREADS) {
+    const uint32_t h = i / columns, column = i % columns * 4;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 16
+    for (uint32_t part = 0; part < parts; ++part) {
+      const float4 value = __ldcg(reinterpret_cast<const float4*>(partial_of(args, first + part, heads.head + h) + column));
+      const float weight = weights[h * parts + part];
+      sum.x = fmaf(value.x, weight, sum.x), sum.y = fmaf(value.y, weight, sum.y);
+      sum.z = fmaf(value.z, weight, sum.z), sum.w = fmaf(value.w, weight, sum.w);
+    }
+    T* out = static_cast<T*>(args.out) + (static_cast<size_t>(row) * args.num_heads + heads.head + h) * d + column;
+    *reinterpret_cast<uint2*>(out) = make_uint2(pack2<T>(sum.x, sum.y), pack2<T>(sum.z, sum.w));
   }
 }
 
@@ -166,15 +174,26 @@ __device__ void decode(const AttentionArgs& args, uint32_t index, const Attentio
     }
   }
   if (parts == 1) return;
-  __threadfence();
+  // The block's writes come before its arrival, and all arrivals before what the last block reads: a release and an acquire by one
+  // thread, which the barriers carry to the others.
   __syncthreads();
   uint32_t* counter = args.counters + item.sequence * groups + group;
-  if (threadIdx.x == 0) arrived = atomicAdd(counter, 1);
+  if (threadIdx.x == 0) {
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(arrived) : "l"(counter) : "memory");
+    if (arrived == parts - 1) *counter = 0;
+  }
   __syncthreads();
   if (arrived != parts - 1) return;
-  __threadfence();
-  if (threadIdx.x == 0) *counter = 0;
-  merge<T, C::THREADS>(args, heads, row, index - item.part, parts);
+  merge<T, C::THREADS>(args, heads, row, index - item.part, parts, sums);
+}
+
+// What one of `blocks` idle blocks does for the kernels after this one: of few sequences memory has little to do meanwhile.
+template <int THREADS>
+__device__ __forceinline__ void fetch_upcoming(const AttentionArgs& args, uint32_t block, uint32_t blocks) {
+  constexpr uint32_t LINE = 128;
+  for (size_t at = (block * THREADS + threadIdx.x) * LINE; at < args.upcoming_bytes; at += blocks * THREADS * LINE) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(args.upcoming + at));
+  }
 }
 
 template <typename T, typename C>
@@ -185,7 +204,10 @@ __device__ void decode_items(const AttentionArgs& args) {
     const uint32_t index = i / groups, group = i % groups;
     const uint4* words = reinterpret_cast<const uint4*>(args.items + min(index, args.most_items));
     const uint4 low = words[0], high = words[1];
-    if (index >= args.header[0]) return;
+    if (index >= args.header[0]) {
+      if (i == blockIdx.x) fetch_upcoming<C::THREADS>(args, i - args.header[0] * groups, gridDim.x - args.header[0] * groups);
+      return;
+    }
     const AttentionItem item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z};
     decode<T, C>(args, index, item, HeadGroup(args, item.sequence, group), group, groups);
     __syncthreads();  // shared memory is free for the next

@@ -8,6 +8,8 @@ use crate::error::Result;
 const SPARE_ITEMS: usize = 512;
 /// Keys that a part of a sequence has a multiple of, but for its last: a tile for each warp of a block.
 const ITEM_KEYS: usize = 64;
+/// Most parts of a sequence: there is shared memory for the weights of so many (kernels/attention/decode.cu).
+const MOST_PARTS: usize = 512;
 /// Words of an item.
 const ITEM_WORDS: usize = 8;
 
@@ -194,7 +196,7 @@ fn decode_items(context_lens: &[u32], cu_seqlens_q: &[u32], grid: DecodeGrid, mo
     let sequences: Vec<usize> = (0..context_lens.len()).filter(one_row).collect();
     let keys: usize = sequences.iter().map(|&b| context_lens[b] as usize).sum();
     // Parts so long that all run at once; each sequence may have one more than whole ones, its last.
-    let at_once = (grid.blocks / grid.groups).max(1);
+    let at_once = (grid.blocks / grid.groups).clamp(1, MOST_PARTS);
     let room = most.min(grid.most_parts).saturating_sub(sequences.len()).max(1);
     let longest = keys.div_ceil(at_once).max(keys.div_ceil(room)).next_multiple_of(ITEM_KEYS);
     let cut = |b: usize| {
