@@ -147,6 +147,7 @@ impl Engine {
             let sequence = self.scheduler.get(s.id);
             let complete = s.end == sequence.token_ids().len();
             batch.push(&sequence.token_ids()[s.start..s.end], s.start, sequence.blocks(), complete);
+            batch.of_prompt(sequence.prompt_len());
             if complete {
                 sampling.push(s.id);
             }

@@ -64,6 +64,11 @@ impl Sequence {
         &self.token_ids
     }
 
+    /// Tokens of the prompt.
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
     /// Tokens whose keys and values are in the cache.
     pub fn computed(&self) -> usize {
         self.computed

@@ -95,7 +95,8 @@ impl Attention<Linear, RmsNorm> {
         if let Some(norm) = &self.qk_norm {
             d.qk_norm(&mut w.qkv, norm.q.weight(), norm.k.weight(), norm.q.eps(), shape, m)?;
         }
-        d.rope(&mut w.qkv, &w.rope, &w.meta.positions, shape, m)?;
+        let (table, rows) = w.rope.rows(&w.meta.positions);
+        d.rope(&mut w.qkv, table, rows, shape, m)?;
         let _ = observer(Step::Qkv { qkv: &w.qkv, rows: m })?; // nothing to save by ending here
         d.kv_write(kv, &w.qkv, &w.meta.slot_mapping, shape, m)?;
         if let Some(norm) = &self.sub_norm {
