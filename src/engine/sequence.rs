@@ -101,14 +101,7 @@ impl Sequence {
 
     /// The best logit is the answer and nothing else is asked: no penalty, bias, ban or list of alternatives.
     pub fn is_plain_greedy(&self) -> bool {
-        let p = self.sampler.params();
-        p.temperature == 0.0
-            && p.repetition_penalty == 1.0
-            && p.presence_penalty == 0.0
-            && p.frequency_penalty == 0.0
-            && p.logit_bias.is_empty()
-            && p.logprobs.is_none()
-            && p.min_tokens == 0
+        self.sampler.params().is_plain_greedy()
     }
 
     /// Chooses the next token from its row of logits.
