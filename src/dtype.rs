@@ -157,6 +157,20 @@ impl HostData {
         }
     }
 
+    /// Place and value of the first element that is a NaN or an infinity; none in integers.
+    pub fn first_not_finite(&self) -> Option<(usize, f32)> {
+        match self {
+            HostData::F32(v) => v.par_iter().with_min_len(PIECE).position_first(|x| !x.is_finite()).map(|i| (i, v[i])),
+            HostData::F16(v) => {
+                v.par_iter().with_min_len(PIECE).position_first(|x| !x.is_finite()).map(|i| (i, v[i].to_f32()))
+            }
+            HostData::BF16(v) => {
+                v.par_iter().with_min_len(PIECE).position_first(|x| !x.is_finite()).map(|i| (i, v[i].to_f32()))
+            }
+            _ => None,
+        }
+    }
+
     /// Every element as `f32`: exact for floating types and for integers below 2^24.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {

@@ -239,10 +239,65 @@ fn defaults_come_from_generation_config() {
         top_k: Some(20),
         min_p: None,
         repetition_penalty: Some(1.05),
+        ..GenerationConfig::default()
     };
     let params = SamplingParams::from_generation(&config);
     assert_eq!((params.temperature, params.top_p, params.top_k, params.min_p), (0.7, 0.9, 20, 0.0));
     assert_eq!((params.repetition_penalty, params.stop_token_ids), (1.05, vec![2, 3]));
     let greedy = SamplingParams::from_generation(&GenerationConfig { do_sample: Some(false), ..config });
     assert_eq!(greedy.temperature, 0.0);
+}
+
+/// Tokens that `config` makes of logits that fall with the id, after `prompt`.
+fn greedy_after(config: GenerationConfig, prompt: &[u32], steps: usize) -> Vec<u32> {
+    let params = SamplingParams::from_generation(&GenerationConfig { do_sample: Some(false), ..config });
+    params.validate(8).unwrap();
+    let logits: Vec<f32> = (0..8).map(|id| -(id as f32)).collect();
+    let mut sampler = Sampler::new(params, prompt);
+    (0..steps).map(|_| sampler.sample(&logits).unwrap().id).collect()
+}
+
+#[test]
+fn what_generation_config_forbids_is_not_chosen() {
+    let none = GenerationConfig::default;
+    assert_eq!(greedy_after(none(), &[7], 2), [0, 0]);
+    assert_eq!(greedy_after(GenerationConfig { suppress_tokens: vec![0, 1], ..none() }, &[7], 2), [2, 2]);
+    assert_eq!(greedy_after(GenerationConfig { begin_suppress_tokens: vec![0], ..none() }, &[7], 3), [1, 0, 0]);
+    // A bad word of one token never comes, one of several only not whole; the end of a text is none.
+    let words = |ids: &[&[u32]]| ids.iter().map(|ids| ids.to_vec()).collect();
+    let bad = |ids: &[&[u32]]| GenerationConfig { bad_words_ids: words(ids), eos_token_ids: vec![1], ..none() };
+    assert_eq!(greedy_after(bad(&[&[0], &[1]]), &[7], 2), [1, 1]);
+    assert_eq!(greedy_after(bad(&[&[7, 0]]), &[7], 3), [1, 0, 0]);
+    assert_eq!(greedy_after(bad(&[&[0, 0, 0]]), &[7], 6), [0, 0, 1, 0, 0, 1]);
+    assert_eq!(greedy_after(bad(&[&[6, 7, 0]]), &[6, 7], 2), [1, 0]);
+    // Biases add up.
+    let bias = |pairs: &[(&[u32], f32)]| pairs.iter().map(|(ids, bias)| (ids.to_vec(), *bias)).collect();
+    let biased = |pairs: &[(&[u32], f32)]| GenerationConfig { sequence_bias: bias(pairs), ..none() };
+    assert_eq!(greedy_after(biased(&[(&[3], 2.0), (&[3], 1.5)]), &[7], 1), [3]);
+    assert_eq!(greedy_after(biased(&[(&[0, 2], 2.5)]), &[7], 3), [0, 2, 0]);
+    // No pair twice: the prompt counts.
+    let pairs = GenerationConfig { no_repeat_ngram_size: 2, ..none() };
+    assert_eq!(greedy_after(pairs.clone(), &[0, 0], 3), [1, 0, 2]);
+    assert_eq!(greedy_after(GenerationConfig { no_repeat_ngram_size: 1, ..pairs }, &[0, 2], 3), [1, 3, 4]);
+    let ends = GenerationConfig { eos_token_ids: vec![0], min_new_tokens: 2, ..none() };
+    assert_eq!(greedy_after(ends, &[7], 3), [1, 1, 0]);
+    // A mass of nothing leaves the best token.
+    let params =
+        SamplingParams::from_generation(&GenerationConfig { top_p: Some(0.0), temperature: Some(5.0), ..none() });
+    let mut sampler = Sampler::new(SamplingParams { seed: Some(1), ..params }, &[7]);
+    assert!((0..20).all(|_| sampler.sample(&[1.0, 1.1, 0.9]).unwrap().id == 1));
+}
+
+#[test]
+fn what_changes_logits_is_not_drawn_on_the_device() {
+    let plain = SamplingParams::greedy;
+    assert!(Sampler::new(plain(), &[3]).device_row().is_some());
+    for other in [
+        SamplingParams { sequence_bias: vec![(vec![1, 2], 1.0)], ..plain() },
+        SamplingParams { begin_suppress_tokens: vec![1], ..plain() },
+        SamplingParams { no_repeat_ngram_size: 2, ..plain() },
+        SamplingParams { min_tokens: 1, ..plain() },
+    ] {
+        assert!(Sampler::new(other.clone(), &[3]).device_row().is_none(), "{other:?}");
+    }
 }

@@ -1,4 +1,5 @@
-//! `tokenizer.json`: loading it, and a text to ids and back.
+//! `tokenizer.json`: loading it, and a text to ids and back. What is judged is what the user gets: a panic of the library that
+//! parses the file becomes an error where it is called, before the fuzzer's hook sees it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -10,7 +10,7 @@ use crate::quant::{ActQuant, Encoding, LinearWeight, QuantWeight, Scheme, Storag
 use super::json::Object;
 use super::module::{FLOATS, Module, Sizes, WORDS};
 use super::order::transpose;
-use super::tool_fields::TOOL_FIELDS;
+use super::tool_fields::{self, TOOL_FIELDS};
 
 const UNDERSTOOD: &[&str] = &[
     "bits",
@@ -59,6 +59,7 @@ pub(super) struct Awq {
 impl Awq {
     pub(super) fn parse(o: &Object) -> Result<Awq> {
         o.refuse_unknown(&[UNDERSTOOD, HARMLESS, TOOL_FIELDS])?;
+        tool_fields::check(o)?;
         for field in ["bits", "w_bit"] {
             if let Some(bits) = o.integer(field, 0..=64)?.filter(|&b| b != i64::from(BITS)) {
                 return Err(o.error(field, format!("expected 4 for AWQ, got {bits}")));

@@ -7,6 +7,11 @@ use super::json::Object;
 use super::pattern::Pattern;
 
 const TOP: &[&str] = &[
+    // Which tool made it, and how a program is to run it.
+    "autoround_version",
+    "dequantize",
+    "provider",
+    "use_optimized_inference",
     "config_groups",
     "format",
     "global_compression_ratio",
@@ -19,6 +24,7 @@ const TOP: &[&str] = &[
     "transform_config",
     "version",
 ];
+const STATUS: [&str; 4] = ["initialized", "calibration", "frozen", "compressed"];
 const GROUP: &[&str] = &["targets", "weights", "input_activations", "output_activations", "format"];
 const ARGS: &[&str] = &[
     "num_bits",
@@ -115,8 +121,11 @@ impl CompressedTensors {
         {
             return Err(unsupported(&sparsity, "format", "sparse weights"));
         }
-        if let Some(status) = o.str("quantization_status")?.filter(|s| *s != "compressed") {
-            return Err(o.error("quantization_status", format!("expected `compressed`, got `{status}`")));
+        // Where its maker stood when it was written; what the file holds, the tensors say.
+        if let Some(status) = o.str("quantization_status")?.filter(|status| !STATUS.contains(status)) {
+            return Err(
+                o.error("quantization_status", format!("expected one of {}, got `{status}`", STATUS.join(", ")))
+            );
         }
         let default_format = o.str("format")?;
         let groups_object = o.object("config_groups")?.ok_or_else(|| o.error("config_groups", "missing"))?;

@@ -28,7 +28,7 @@ pub enum RopeScaling {
         /// Divisor.
         factor: f32,
     },
-    /// NTK-aware base that grows with the context served.
+    /// NTK-aware base that grows with the text, from the trained context on ([`ModelConfig::rope_length`]).
     Dynamic {
         /// Stretch at full length.
         factor: f32,
@@ -112,6 +112,15 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
 }
 
+impl ModelConfig {
+    /// Of a forward over a text of `length` tokens, what its keys depend on beside the tokens themselves: with dynamic scaling
+    /// the length, where it is beyond the trained context. Keys of two texts that begin alike are the same where this is.
+    pub fn rope_length(&self, length: usize) -> Option<usize> {
+        let is_dynamic = matches!(self.rope.scaling, RopeScaling::Dynamic { .. });
+        Some(length).filter(|&length| is_dynamic && length > self.max_position_embeddings)
+    }
+}
+
 /// `generation_config.json`: defaults of sampling. Absent fields are `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
@@ -129,4 +138,24 @@ pub struct GenerationConfig {
     pub min_p: Option<f32>,
     /// Multiplicative penalty on tokens already present.
     pub repetition_penalty: Option<f32>,
+    /// Tokens that are never chosen.
+    pub suppress_tokens: Vec<u32>,
+    /// Tokens that are not chosen first.
+    pub begin_suppress_tokens: Vec<u32>,
+    /// Sequences of tokens that never come, each of one or more.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// Sequences of tokens with what is added to the logit of the last where the others precede it.
+    pub sequence_bias: Vec<(Vec<u32>, f32)>,
+    /// No n-gram of this length comes twice; 0 lets them.
+    pub no_repeat_ngram_size: usize,
+    /// Tokens to generate before the model may end.
+    pub min_new_tokens: usize,
+    /// Tokens to generate at most, where nobody says otherwise.
+    pub max_new_tokens: Option<usize>,
+    /// Tokens of prompt and output at most.
+    pub max_length: Option<usize>,
+    /// Texts that end the output.
+    pub stop_strings: Vec<String>,
+    /// Fields that would change the output and are not used.
+    pub unused: Vec<String>,
 }

@@ -21,8 +21,16 @@ const UNDERSTOOD: &[&str] = &[
     "scale_fmt",
     "weight_block_size",
 ];
-/// What a program is to make of the file.
-const HARMLESS: &[&str] = &["dequantize"];
+/// What a program is to make of the file, which tool made it, and the KV cache, which is kept in 16 bit.
+const HARMLESS: &[&str] = &[
+    "_commit_hash",
+    "autoround_version",
+    "dequantize",
+    "kv_cache_quant_targets",
+    "kv_cache_scheme",
+    "meta",
+    "provider",
+];
 const MAX_BLOCK: i64 = 1 << 20;
 const CODES: &[Dtype] = &[Dtype::F8_E4M3];
 /// One value for a whole tensor.

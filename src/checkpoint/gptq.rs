@@ -11,7 +11,7 @@ use super::json::Object;
 use super::module::{FLOATS, Module, Sizes, WORDS};
 use super::order::{self, sort_by_group, transpose};
 use super::pattern::Pattern;
-use super::tool_fields::TOOL_FIELDS;
+use super::tool_fields::{self, TOOL_FIELDS};
 
 const UNDERSTOOD: &[&str] = &[
     "bits",
@@ -64,21 +64,24 @@ impl Gptq {
             }
             (a, b) => a.or(b).unwrap_or("gptq"),
         };
+        let field = |field: &str| format!("{}: field `{}`", o.file().display(), o.field_path(field));
+        if o.bool("is_marlin_format")? == Some(true) || format == "marlin" {
+            let named = if format == "marlin" { "checkpoint_format" } else { "is_marlin_format" };
+            let what = format!("{}: weights repacked for the Marlin kernels alone, in their own layout", field(named));
+            return Err(Error::unsupported(what, "Use the GPTQ checkpoint that it was repacked from"));
+        }
         let label = match format {
-            "gptq" if o.bool("is_marlin_format")? != Some(true) => ZeroConvention::V1,
+            "gptq" => ZeroConvention::V1,
             "gptq_v2" => ZeroConvention::V2,
             other => {
-                let what = format!(
-                    "{}: field `{}`: GPTQ weights in the layout `{other}`",
-                    o.file().display(),
-                    o.field_path("checkpoint_format")
-                );
+                let what = format!("{}: GPTQ weights in the layout `{other}`", field("checkpoint_format"));
                 return Err(Error::unsupported(
                     what,
                     "Use the checkpoint in the format `gptq` or `gptq_v2`, which it was made from",
                 ));
             }
         };
+        tool_fields::check(o)?;
         if o.str("pack_dtype")?.is_some_and(|d| d != "int32") {
             return Err(o.error("pack_dtype", "expected `int32`"));
         }

@@ -6,14 +6,55 @@ use crate::quant::affine::Mapping;
 use crate::quant::grid::{Grid, Search, round_to_nearest};
 use crate::quant::{ActQuant, LinearWeight, Scheme, Weight};
 
-use super::Checkpoint;
-use super::module::Module;
+use super::module::{FLOATS, Module};
+use super::shards::Shards;
+use super::{Checkpoint, ModelConfig};
 
 /// Module name.
 pub(super) const NAME: &str = "lm_head";
+pub(super) const WEIGHT: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Weights of a rounded head that share a scale.
 pub const HEAD_GROUP_SIZE: usize = 128;
+
+/// Settles what files and configuration say of head and embedding together, before anything asks: a tied pair of which the
+/// files hold only the head is an embedding, and a head in the files that is not the embedding is a layer of its own,
+/// whatever `tie_word_embeddings` says (transformers 5 does so). Returns what to tell about it.
+pub(super) fn settle(config: &mut ModelConfig, shards: &mut Shards) -> Option<String> {
+    if !config.tie_word_embeddings {
+        return None;
+    }
+    let mut m = Module::new(shards, NAME);
+    if !m.has("weight") && !m.has_quantized() {
+        return None;
+    }
+    if !m.has_quantized() && shards.get(EMBEDDING).is_none() {
+        shards.rename(WEIGHT, EMBEDDING);
+        return None;
+    }
+    if m.matrix("weight", FLOATS).is_some() && !m.has_quantized() && is_same(shards) {
+        return None;
+    }
+    config.tie_word_embeddings = false;
+    Some(format!(
+        "{NAME} is a layer of its own in the files, and not the embedding: it is used, though tie_word_embeddings says that they are one"
+    ))
+}
+
+/// Whether head and embedding, both in the files, are one matrix.
+fn is_same(shards: &Shards) -> bool {
+    let (Some(head), Some(embedding)) = (shards.get(WEIGHT), shards.get(EMBEDDING)) else { return false };
+    if head.shape != embedding.shape {
+        return false;
+    }
+    if head.dtype == embedding.dtype {
+        return shards.bytes(head) == shards.bytes(embedding);
+    }
+    match (shards.floats(WEIGHT), shards.floats(EMBEDDING)) {
+        (Ok(head), Ok(embedding)) => head.to_f32() == embedding.to_f32(),
+        _ => false,
+    }
+}
 
 impl Checkpoint {
     /// From here on a floating-point output head is read as codes of `bits`, symmetric, in groups of [`HEAD_GROUP_SIZE`], rounded to nearest.
@@ -42,7 +83,7 @@ impl Checkpoint {
         let (group_size, mapping, search) = (Some(HEAD_GROUP_SIZE), Mapping::Centered, Search::MinMax);
         let grid = Grid { bits, group_size, mapping, search, scale_type: data.dtype(), smallest_zero: 0 };
         let Some(rounded) = round_to_nearest(&data.to_f32(), *k, &grid) else {
-            let tensor = if self.is_head_tied() { EMBEDDING } else { "lm_head.weight" };
+            let tensor = if self.is_head_tied() { EMBEDDING } else { WEIGHT };
             let reason = "holds a NaN or an infinity; a head to be rounded must be finite";
             return Err(Error::tensor(self.dir(), tensor, reason));
         };

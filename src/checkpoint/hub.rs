@@ -15,6 +15,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 
+use super::foreign;
 use crate::error::{Error, Result};
 use fetch::{Failure, Fetch};
 
@@ -58,10 +59,14 @@ struct Listing {
 /// environment ([`Hub::from_env`]).
 ///
 /// # Errors
-/// [`Error::Hub`] when it is neither or cannot be fetched, [`Error::Io`] when the cache cannot be written.
+/// [`Error::Hub`] when it is neither or cannot be fetched, [`Error::Io`] when the cache cannot be written;
+/// [`Error::Unsupported`] and [`Error::Checkpoint`] for a file, saying what it is and what to give instead.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     if Path::new(model).is_dir() {
         return Ok(PathBuf::from(model));
+    }
+    if Path::new(model).is_file() {
+        return Err(foreign::a_file(Path::new(model)));
     }
     split_id(model)?;
     Hub::from_env()?.resolve(model)

@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 
 /// Parses a document. The depth limit is serde_json's (128).
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8: {e}"))?;
+    if let Some(what) = not_content(&bytes[..bytes.len().min(256)]) {
+        return Err(what.to_owned());
+    }
+    let text = without_bom(std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8: {e}"))?);
     let Strict(value) = serde_json::from_str(text).map_err(|e| {
         // Python writes `"temperature": NaN`; what stands before the place names the field.
         let line = text.lines().nth(e.line().saturating_sub(1)).unwrap_or("");
@@ -19,6 +22,24 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
         format!("not valid JSON: {e}, near `{}`", near.trim())
     })?;
     Ok(value)
+}
+
+/// Why `bytes`, the beginning of a file that should hold something else, are not its content; `None` when they may be.
+pub fn not_content(bytes: &[u8]) -> Option<&'static str> {
+    let bytes = bytes.trim_ascii_start();
+    let starts = |with: &[u8]| bytes.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    if starts(b"version https://git-lfs.github.com/spec/") || starts(b"# xet version") {
+        return Some(
+            "a pointer that stands for a large file, not its content: run `git lfs pull` in the model's directory, or download the file again",
+        );
+    }
+    (starts(b"<!doctype html") || starts(b"<html"))
+        .then_some("a web page, not the file: download it by the hub's own tools, or from the link of the file itself")
+}
+
+/// Text without the byte order mark that some editors put first.
+pub fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// A [`Value`] whose objects had no duplicate keys (serde_json itself keeps the last one silently).
@@ -107,6 +128,10 @@ impl Object {
             Value::Object(map) => Ok(Object { file, path: String::new(), map }),
             other => Err(Error::file(file, format!("expected a JSON object, got {}", kind(&other)))),
         }
+    }
+
+    pub(super) fn into_map(self) -> Map<String, Value> {
+        self.map
     }
 
     pub(super) fn file(&self) -> &Path {

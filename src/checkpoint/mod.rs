@@ -11,6 +11,7 @@ mod compressed;
 mod compressed_config;
 mod config;
 mod files;
+mod foreign;
 mod fp8;
 mod gptq;
 mod head;
@@ -20,6 +21,7 @@ mod json;
 mod module;
 mod order;
 mod parse_config;
+mod parse_generation;
 mod parse_rope;
 mod pattern;
 mod quantization;
@@ -30,6 +32,8 @@ pub mod write;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 pub use head::HEAD_GROUP_SIZE;
+pub use json::{not_content, without_bom};
+pub use report::Note;
 
 use std::path::Path;
 
@@ -53,7 +57,7 @@ pub enum Expected {
         n: usize,
         /// Inputs.
         k: usize,
-        /// A `.bias` of `[n]` must be there; without this one that is there is used too.
+        /// A `.bias` of `[n]` must be there; without this one that is there is warned of and not used.
         bias: bool,
     },
     /// A floating-point tensor under its full name.
@@ -75,6 +79,8 @@ pub struct Checkpoint {
     shards: Shards,
     /// Bits that a floating-point head is rounded to.
     head_bits: Option<u8>,
+    /// Where files and configuration disagree, and how that was settled.
+    settled: Vec<Note>,
 }
 
 impl Checkpoint {
@@ -85,13 +91,20 @@ impl Checkpoint {
     /// range or not understood, [`Error::Unsupported`] for models and formats this crate has not.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let dir = ModelDir::open(dir)?;
-        let Some(config) = dir.json("config.json", MAX_CONFIG_BYTES)? else { return Err(shards::no_config(&dir)?) };
-        let model = parse_config::model(&config)?;
+        let Some(config) = dir.json("config.json", MAX_CONFIG_BYTES)? else { return Err(foreign::no_config(&dir)?) };
+        let mut model = parse_config::model(&config)?;
         let generation = dir.json("generation_config.json", MAX_CONFIG_BYTES)?;
-        let generation = parse_config::generation(generation.as_ref(), &model)?;
+        let generation = parse_generation::generation(generation.as_ref(), &model)?;
         let quantization = Quantization::read(&dir, &config)?;
-        let shards = Shards::open(&dir)?;
-        Ok(Checkpoint { dir, config: model, generation, quantization, shards, head_bits: None })
+        let mut shards = Shards::open(&dir)?;
+        let mut settled: Vec<Note> = head::settle(&mut model, &mut shards).map(Note::warning).into_iter().collect();
+        if !generation.unused.is_empty() {
+            let fields = generation.unused.join("`, `");
+            settled.push(Note::warning(format!(
+                "generation_config.json: `{fields}`: not used, though it may change the output"
+            )));
+        }
+        Ok(Checkpoint { dir, config: model, generation, quantization, shards, head_bits: None, settled })
     }
 
     /// The directory.
@@ -99,9 +112,18 @@ impl Checkpoint {
         self.dir.path()
     }
 
-    /// The model's shape.
+    /// The model's shape, as the files have it: `tie_word_embeddings` is false where they hold a head that is not the
+    /// embedding.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// config.json as it is written.
+    ///
+    /// # Errors
+    /// Those of reading it again.
+    pub fn raw_config(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        Ok(self.dir.json("config.json", MAX_CONFIG_BYTES)?.map(json::Object::into_map).unwrap_or_default())
     }
 
     /// Sampling defaults and end-of-sequence ids.
@@ -111,11 +133,11 @@ impl Checkpoint {
 
     /// Compares the files with what the model needs; the error lists everything missing, mis-shaped or not
     /// understood. Returns notes worth showing (tensors not used, an ambiguity and how it was settled).
-    pub fn check(&self, expected: &[Expected]) -> Result<Vec<String>> {
+    pub fn check(&self, expected: &[Expected]) -> Result<Vec<Note>> {
         report::check(self, expected)
     }
 
-    /// Reads one linear layer into canonical form; a head that is tied is the embedding.
+    /// Reads one linear layer into canonical form, with a bias if the files have one; a head that is tied is the embedding.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the tensor that is missing, mis-shaped or holds values no such layer can have.

@@ -57,6 +57,11 @@ impl<'a> Module<'a> {
         self.entry(suffix).is_some()
     }
 
+    /// Whether a tensor is there that only quantized layers have.
+    pub(super) fn has_quantized(&self) -> bool {
+        QUANTIZED.iter().any(|suffix| self.has(suffix))
+    }
+
     pub(super) fn problem(&mut self, suffix: &str, reason: impl std::fmt::Display) {
         self.problems.push(format!("`{}`: {reason}", self.full(suffix)));
     }
@@ -116,7 +121,7 @@ impl<'a> Module<'a> {
 
     /// Scales, every one finite. Zero, subnormal and negative scales are values like any other.
     pub(super) fn scales(&self, suffix: &str) -> Result<Vec<f32>> {
-        self.shards.finite(&self.full(suffix))
+        Ok(self.shards.floats(&self.full(suffix))?.to_f32())
     }
 
     pub(super) fn words(&self, suffix: &str) -> Result<Vec<u32>> {

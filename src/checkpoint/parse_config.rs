@@ -1,11 +1,10 @@
-//! `config.json` and `generation_config.json` into [`ModelConfig`] and [`GenerationConfig`], with the defaults of
-//! transformers and a bound on every number.
+//! `config.json` into [`ModelConfig`], with the defaults of transformers and a bound on every number.
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-use super::config::{Architecture, GenerationConfig, MAX_POSITIONS, ModelConfig};
+use super::config::{Architecture, MAX_POSITIONS, ModelConfig};
 use super::json::Object;
 use super::parse_rope;
 
@@ -180,36 +179,19 @@ fn windows(o: &Object, architecture: Architecture, num_layers: usize) -> Result<
 }
 
 /// One id or a list of them, each below `vocab_size`.
-fn token_ids(o: &Object, field: &str, vocab_size: usize) -> Result<Vec<u32>> {
-    let values = match o.get(field) {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(list)) => list.as_slice(),
-        Some(value) => std::slice::from_ref(value),
+pub(super) fn token_ids(o: &Object, field: &str, vocab_size: usize) -> Result<Vec<u32>> {
+    o.get(field).map_or(Ok(Vec::new()), |value| ids_of(o, field, value, vocab_size))
+}
+
+/// [`token_ids`] of a value somewhere in `field`.
+pub(super) fn ids_of(o: &Object, field: &str, value: &Value, vocab_size: usize) -> Result<Vec<u32>> {
+    let values = match value {
+        Value::Array(list) => list.as_slice(),
+        value => std::slice::from_ref(value),
     };
     let id = |value: &Value| match value.as_u64() {
         Some(id) if id < vocab_size as u64 => Ok(id as u32),
         _ => Err(o.error(field, format!("{value} is not a token id; expected 0 to {}", vocab_size - 1))),
     };
     values.iter().map(id).collect()
-}
-
-/// Reads `generation_config.json`; `None` when there is none.
-pub(super) fn generation(o: Option<&Object>, model: &ModelConfig) -> Result<GenerationConfig> {
-    let mut eos_token_ids = model.eos_token_ids.clone();
-    let Some(o) = o else { return Ok(GenerationConfig { eos_token_ids, ..GenerationConfig::default() }) };
-    for id in token_ids(o, "eos_token_id", model.vocab_size)? {
-        if !eos_token_ids.contains(&id) {
-            eos_token_ids.push(id);
-        }
-    }
-    let number = |field, low, high| Ok::<_, Error>(o.number(field, low, high)?.map(|v| v as f32));
-    Ok(GenerationConfig {
-        eos_token_ids,
-        do_sample: o.bool("do_sample")?,
-        temperature: number("temperature", 0.0, 1e4)?,
-        top_p: number("top_p", 0.0, 1.0)?,
-        top_k: o.integer("top_k", 0..=i64::from(u32::MAX))?.map(|k| k as u32),
-        min_p: number("min_p", 0.0, 1.0)?,
-        repetition_penalty: number("repetition_penalty", 1e-4, 1e4)?,
-    })
 }

@@ -62,7 +62,16 @@ impl Quantization {
             (Some(a), Some(b)) if a != b => {
                 return Err(o.error("method", format!("`{b}` contradicts quant_method `{a}`")));
             }
-            (a, b) => a.or(b).or(default_method).ok_or_else(|| o.error("quant_method", "missing"))?,
+            (a, b) => match a.or(b).or(default_method) {
+                Some(method) => method,
+                None if o.keys().all(|key| ["bits", "group_size", "mode", "quant_method"].contains(&key)) => {
+                    return Err(Error::unsupported(
+                        format!("{}: field `{}`: a model quantized by MLX", o.file().display(), o.field_path("bits")),
+                        "Use the full-precision model that it was made from, or a GPTQ or AWQ checkpoint of it",
+                    ));
+                }
+                None => return Err(o.error("quant_method", "missing")),
+            },
         };
         let advice = match method {
             "gptq" => return Gptq::parse(o).map(Quantization::Gptq),
@@ -74,6 +83,9 @@ impl Quantization {
             "bitnet" => return BitNet::parse(o).map(Quantization::BitNet),
             "hqq" => return Hqq::parse(o).map(Quantization::Hqq),
             "marlin" => "Use the GPTQ checkpoint that it was made from",
+            "auto-round" | "intel/auto-round" => {
+                "Export the model from AutoRound in the format auto_gptq, auto_awq or llm_compressor, which are supported"
+            }
             _ => "GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, HQQ, BitNet and unquantized models are supported",
         };
         Err(Error::unsupported(

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::quant::SharedBytes;
 
 use super::files::ModelDir;
-use super::json;
+use super::foreign::{no_weights, there_is};
+use super::json::{self, not_content};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -44,13 +45,16 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Maps `model.safetensors`, else the shards that `model.safetensors.index.json` names: in this order, as transformers
+    /// does, since an index is what a conversion into one file leaves behind.
     pub(super) fn open(dir: &ModelDir) -> Result<Shards> {
         let mut shards = Shards { files: Vec::new(), tensors: BTreeMap::new() };
-        let Some(index) = dir.json(INDEX, MAX_INDEX_BYTES)? else {
-            let Some((path, file)) = dir.file(SINGLE)? else { return Err(no_weights(dir)?) };
+        if let Some((path, file)) = dir.file(SINGLE)? {
             shards.add(path, &file)?;
             return Ok(shards);
+        }
+        let Some(index) = dir.json(INDEX, MAX_INDEX_BYTES)? else {
+            return Err(no_weights(dir, &format!("{SINGLE} or {INDEX}"))?);
         };
         let map = index.object("weight_map")?.ok_or_else(|| index.error("weight_map", "missing"))?;
         let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -66,7 +70,18 @@ impl Shards {
                 return Err(index.error("weight_map", format!("`{name}` is not a safetensors file")));
             }
             let Some((path, file)) = dir.file(name)? else {
-                let reason = format!("missing, though {INDEX} puts {} tensors in it; download it again", tensors.len());
+                let names = dir.names()?;
+                let others: Vec<&String> = names
+                    .iter()
+                    .filter(|other| {
+                        other.ends_with(".safetensors") && map.keys().all(|t| map.str(t).ok().flatten() != Some(other))
+                    })
+                    .collect();
+                let reason = format!(
+                    "missing, though {INDEX} puts {} tensors in it{}; download it again",
+                    tensors.len(),
+                    there_is(&others)
+                );
                 return Err(Error::file(dir.path().join(name), reason));
             };
             shards.add(path.clone(), &file)?;
@@ -116,6 +131,13 @@ impl Shards {
         self.tensors.get(name)
     }
 
+    /// Gives the tensor `from`, if it is there, another name.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(entry) = self.tensors.remove(from) {
+            self.tensors.insert(to.to_owned(), entry);
+        }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry))
     }
@@ -146,25 +168,25 @@ impl Shards {
         self.get(name).ok_or_else(|| self.error(name, "missing"))
     }
 
-    /// A floating-point tensor in its file type.
+    /// A floating-point tensor in its file type, every element finite.
     pub(super) fn floats(&self, name: &str) -> Result<HostData> {
         let entry = self.need(name)?;
         let bytes = self.bytes(entry);
-        match entry.dtype {
-            Dtype::F32 => Ok(HostData::F32(read(bytes, f32::from_le_bytes))),
-            Dtype::F16 => Ok(HostData::F16(read(bytes, f16::from_le_bytes))),
-            Dtype::BF16 => Ok(HostData::BF16(read(bytes, bf16::from_le_bytes))),
-            other => Err(self.error(name, format!("is {other:?}; expected F32, F16 or BF16"))),
-        }
-    }
-
-    /// A floating-point tensor as f32, every element finite.
-    pub(super) fn finite(&self, name: &str) -> Result<Vec<f32>> {
-        let values = self.floats(name)?.to_f32();
-        match values.iter().position(|x| !x.is_finite()) {
-            None => Ok(values),
-            Some(i) => Err(self.error(name, format!("element {i} is {}; expected finite values", values[i]))),
-        }
+        let data = match entry.dtype {
+            Dtype::F32 => HostData::F32(read(bytes, f32::from_le_bytes)),
+            Dtype::F16 => HostData::F16(read(bytes, f16::from_le_bytes)),
+            Dtype::BF16 => HostData::BF16(read(bytes, bf16::from_le_bytes)),
+            other => return Err(self.error(name, format!("is {other:?}; expected F32, F16 or BF16"))),
+        };
+        let Some((at, value)) = data.first_not_finite() else { return Ok(data) };
+        let at = match entry.shape.as_slice() {
+            &[_, columns] => format!("[{}, {}]", at / columns, at % columns),
+            _ => at.to_string(),
+        };
+        let reason = format!(
+            "element {at} is {value}; expected finite values. The file is damaged, or was converted to a type that does not hold them: download or convert it again"
+        );
+        Err(self.error(name, reason))
     }
 
     /// A 32-bit integer tensor as words.
@@ -205,6 +227,9 @@ fn read<const N: usize, T: Send>(bytes: &[u8], element: impl Fn([u8; N]) -> T + 
 /// The `safetensors` crate checks that offsets leave no gap or overlap and fill the file, and that sizes fit
 /// shapes; what it lets pass (duplicate names, absurd ranks) or reports without a name is checked before.
 pub(super) fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+    if let Some(what) = not_content(&bytes[..bytes.len().min(256)]) {
+        return Err(Error::file(path, what));
+    }
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| Error::file(path, "shorter than 8 bytes"))?;
     let length = u64::from_le_bytes(*length);
     if !(2..=MAX_HEADER_BYTES).contains(&length) || length > rest.len() as u64 {
@@ -263,31 +288,4 @@ fn check_info(info: &Value, data_bytes: usize) -> Result<(), String> {
         [_, _] => Ok(()),
         _ => Err("`data_offsets` is not a pair of positions".to_owned()),
     }
-}
-
-/// The error for a directory without config.json.
-pub(super) fn no_config(dir: &ModelDir) -> Result<Error> {
-    if let Some(name) = dir.names()?.iter().find(|name| name.ends_with(".gguf")) {
-        return Ok(Error::unsupported(
-            format!("{}: a GGUF file", dir.path().join(name).display()),
-            "Use the safetensors checkpoint that it was made from, or one in GPTQ, AWQ or compressed-tensors",
-        ));
-    }
-    Ok(Error::file(dir.path().join("config.json"), "missing; expected a model directory as the hub has it"))
-}
-
-/// The error for a directory without safetensors files; names what is there instead.
-fn no_weights(dir: &ModelDir) -> Result<Error> {
-    let names = dir.names()?;
-    let pickle = |n: &&String| [".bin", ".pt", ".pth", ".pkl", ".ckpt"].iter().any(|e| n.ends_with(e));
-    let other = |n: &&String| n.ends_with(".gguf") || n.ends_with(".safetensors");
-    if let Some(name) = names.iter().find(pickle) {
-        return Ok(Error::unsupported(
-            format!("{}: a pickle, which can run code when it is read", dir.path().join(name).display()),
-            "Convert the model to safetensors (transformers: save_pretrained(dir, safe_serialization=True))",
-        ));
-    }
-    let found =
-        names.iter().find(other).map(|n| format!("; there is {n}, which neither of them names")).unwrap_or_default();
-    Ok(Error::file(dir.path(), format!("no weights: expected {SINGLE} or {INDEX}{found}")))
 }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::checkpoint::GenerationConfig;
 use crate::engine::sampling::SamplingParams;
 use crate::engine::{Engine, Request};
 use crate::error::{Error, Result};
 use crate::models::Limits;
 use crate::text::chat_template::{ChatInput, ChatTemplate};
-use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
-use super::generate::{Completion, MAX_BATCH_TOKENS, TextStream, complete};
+use super::generate::{Completion, MAX_BATCH_TOKENS, TextStream, complete, default_tokens};
 use super::options::{
     DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype,
 };
@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(short, long, env = "LOWBIT_SYSTEM", value_name = "TEXT")]
     system: Option<String>,
 
-    /// Most tokens of an answer; without it as many as the context holds.
+    /// Most tokens of an answer; without it what the model's generation_config.json says, else as many as the context holds.
     #[arg(short = 'n', long, env = "LOWBIT_MAX_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
 
@@ -69,17 +69,31 @@ pub(super) fn run(args: &Args) -> Outcome {
         ));
     };
     let tokenizer = Tokenizer::load(checkpoint.dir(), config.vocab_size)?;
-    let params = args.sampling.params(checkpoint.generation(), tokenizer.eos_id());
+    let defaults = args.sampling.defaults(&checkpoint);
+    let params = args.sampling.params(&defaults, tokenizer.eos_id());
     params.validate(config.vocab_size)?;
-    StopStrings::new(&args.sampling.stop, false)?;
+    args.sampling.stop_strings(&defaults)?;
     let context = args.max_model_len.map_or(config.max_position_embeddings.min(DEFAULT_CONTEXT), |len| len as usize);
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(context, context.min(MAX_BATCH_TOKENS), 1);
     let engine = args.engine.start(load_model(&checkpoint, &device, limits, "lower --max-model-len")?);
-    let mut chat = Chat { args, engine, tokenizer, template, params, context, messages: Vec::new() };
+    let mut chat = Chat {
+        args,
+        engine,
+        tokenizer,
+        template,
+        params,
+        defaults,
+        context,
+        messages: Vec::new(),
+        refused: None,
+        answered: false,
+    };
     chat.reset();
     chat.talk()?;
-    Ok(ExitCode::SUCCESS)
+    // A person has seen that all was refused; a program that wrote the questions reads the exit code.
+    let refused = chat.refused.filter(|_| !chat.answered && !std::io::stdin().is_terminal());
+    Ok(refused.map_or(ExitCode::SUCCESS, ExitCode::from))
 }
 
 struct Chat<'a> {
@@ -88,8 +102,12 @@ struct Chat<'a> {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     params: SamplingParams,
+    defaults: GenerationConfig,
     context: usize,
     messages: Vec<Value>,
+    /// Exit code for the last question that could not be answered, while none was.
+    refused: Option<u8>,
+    answered: bool,
 }
 
 impl Chat<'_> {
@@ -127,12 +145,14 @@ impl Chat<'_> {
         self.messages.push(message("user", text));
         match self.answer(interrupted) {
             Ok((done, prompt)) => {
+                self.answered = true;
                 output::write("\n")?;
                 tracing::info!("{}", done.summary(prompt));
                 self.messages.push(message("assistant", done.text.trim_end()));
             }
             Err(error @ Error::Input { .. }) => {
                 self.messages.pop();
+                self.refused = Some(error.exit_code());
                 eprintln!("error: {error}");
             }
             Err(error) => return Err(error),
@@ -153,11 +173,13 @@ impl Chat<'_> {
             );
             return Err(Error::input("conversation", reason));
         }
-        let max_tokens = self.args.max_tokens.map_or(room, |n| room.min(n as usize));
+        let max_tokens =
+            self.args.max_tokens.map_or_else(|| default_tokens(&self.defaults, prompt, room), |n| n as usize);
+        let max_tokens = max_tokens.min(room);
         let stream = TextStream {
             detokenizer: self.tokenizer.detokenizer(true),
-            stop: StopStrings::new(&self.args.sampling.stop, false)?,
-            min_tokens: self.args.sampling.min_tokens,
+            stop: self.args.sampling.stop_strings(&self.defaults)?,
+            min_tokens: self.params.min_tokens,
         };
         let request = Request::new(prompt_ids, self.params.clone(), max_tokens);
         let done = complete(&mut self.engine, request, stream, interrupted, &mut output::write)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
-use crate::checkpoint::ModelConfig;
+use crate::checkpoint::{GenerationConfig, ModelConfig};
 use crate::engine::{Engine, Event, Request};
 use crate::error::{Error, Result};
 use crate::models::Limits;
@@ -18,9 +18,9 @@ use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
 use super::options::{
-    DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype,
+    DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype, parse_count,
 };
-use super::{INTERRUPTED, Outcome, output};
+use super::{INTERRUPTED, Outcome, output, read_text};
 
 /// Tokens generated without `-n`.
 const DEFAULT_MAX_TOKENS: usize = 128;
@@ -43,8 +43,9 @@ pub(super) struct Args {
     #[arg(short, long, env = "LOWBIT_FILE")]
     file: Option<PathBuf>,
 
-    /// Most tokens to generate; without it 128, or fewer where the context ends.
-    #[arg(short = 'n', long, env = "LOWBIT_MAX_TOKENS", value_name = "N")]
+    /// Most tokens to generate; without it what the model's generation_config.json says, else 128, or fewer where the context
+    /// ends.
+    #[arg(short = 'n', long, env = "LOWBIT_MAX_TOKENS", value_name = "N", value_parser = parse_count::<usize>)]
     max_tokens: Option<usize>,
 
     /// Longest context, prompt and output together; without it what the model was made for.
@@ -52,7 +53,7 @@ pub(super) struct Args {
     max_model_len: Option<u32>,
 
     /// Report this many of the most likely tokens at each position, in the JSON.
-    #[arg(long, env = "LOWBIT_LOGPROBS", value_name = "N", requires = "json")]
+    #[arg(long, env = "LOWBIT_LOGPROBS", value_name = "N", requires = "json", value_parser = parse_count::<usize>)]
     logprobs: Option<usize>,
 
     /// Print one JSON object at the end instead of text as it comes: `prompt_ids`, `token_ids`, `logprobs` (natural
@@ -76,16 +77,17 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let name = args.model.name("generate")?;
     let prompt = args.read_prompt()?;
-    let stop = StopStrings::new(&args.sampling.stop, false)?;
     let start = Instant::now();
     let checkpoint = args.head.open(name)?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(checkpoint.dir(), config.vocab_size)?;
-    let mut params = args.sampling.params(checkpoint.generation(), tokenizer.eos_id());
+    let defaults = args.sampling.defaults(&checkpoint);
+    let stop = args.sampling.stop_strings(&defaults)?;
+    let mut params = args.sampling.params(&defaults, tokenizer.eos_id());
     params.logprobs = args.logprobs;
     params.validate(config.vocab_size)?;
     let prompt_ids = tokenizer.encode(&prompt, true)?;
-    let max_tokens = args.room(prompt_ids.len(), config)?;
+    let max_tokens = args.room(prompt_ids.len(), config, &defaults)?;
 
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let limits = Limits::new(prompt_ids.len() + max_tokens, prompt_ids.len().min(MAX_BATCH_TOKENS), 1);
@@ -93,12 +95,9 @@ pub(super) fn run(args: &Args) -> Outcome {
     let load = start.elapsed();
 
     let interrupted = interrupt_flag()?;
+    let text =
+        TextStream { detokenizer: tokenizer.detokenizer(true).continuing(), stop, min_tokens: params.min_tokens };
     let request = Request::new(prompt_ids.clone(), params, max_tokens);
-    let text = TextStream {
-        detokenizer: tokenizer.detokenizer(true).continuing(),
-        stop,
-        min_tokens: args.sampling.min_tokens,
-    };
     let mut print = |text: &str| if args.json { Ok(()) } else { output::write(text) };
     let done = complete(&mut engine, request, text, &interrupted, &mut print)?;
     if args.json {
@@ -116,7 +115,7 @@ impl Args {
             return Ok(prompt.clone());
         }
         match &self.file {
-            Some(path) if path.as_os_str() != "-" => std::fs::read_to_string(path).map_err(Error::io(path)),
+            Some(path) if path.as_os_str() != "-" => read_text(path),
             None if std::io::stdin().is_terminal() => {
                 Err(Error::input("--prompt", "is required: text to continue, or --file with a file of it"))
             }
@@ -129,7 +128,7 @@ impl Args {
     }
 
     /// How many tokens to generate after a prompt of this length.
-    fn room(&self, prompt: usize, config: &ModelConfig) -> Result<usize> {
+    fn room(&self, prompt: usize, config: &ModelConfig, defaults: &GenerationConfig) -> Result<usize> {
         if prompt == 0 {
             return Err(Error::input("--prompt", "is empty after tokenization; give at least one token"));
         }
@@ -141,7 +140,7 @@ impl Args {
             );
         }
         let room = limit.saturating_sub(prompt);
-        let wanted = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(room));
+        let wanted = self.max_tokens.unwrap_or_else(|| default_tokens(defaults, prompt, DEFAULT_MAX_TOKENS).min(room));
         if room == 0 {
             let reason = format!(
                 "has {prompt} tokens, which leaves no room in a context of {limit}; shorten it or raise --max-model-len"
@@ -156,6 +155,12 @@ impl Args {
         }
         Ok(wanted)
     }
+}
+
+/// Tokens to generate where nobody says how many: what the model's own defaults make of `otherwise`.
+pub(super) fn default_tokens(defaults: &GenerationConfig, prompt: usize, otherwise: usize) -> usize {
+    let of_length = defaults.max_length.and_then(|length| length.checked_sub(prompt)).filter(|&n| n > 0);
+    defaults.max_new_tokens.unwrap_or(otherwise.min(of_length.unwrap_or(otherwise)))
 }
 
 /// `finish_reason` of a request that Ctrl-C ended; the others are the engine's.

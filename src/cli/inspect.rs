@@ -44,7 +44,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let checkpoint = args.head.open(&args.model)?;
     let config = checkpoint.config();
-    let notes = checkpoint.check(&ModelSpec::new(config).expected())?;
+    let mut notes: Vec<String> =
+        checkpoint.check(&ModelSpec::new(config).expected())?.into_iter().map(|note| note.text).collect();
     let device = args.device.open(model_dtype(&checkpoint)?)?;
     let max_model_len = args.max_model_len.map_or(config.max_position_embeddings, |len| len as usize);
     let seqs = args.max_num_seqs as usize;
@@ -53,6 +54,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let linear_bits = bits_per_weight(&linears);
     let head = checkpoint.linear_scheme("lm_head")?;
     let is_tied = config.tie_word_embeddings;
+    notes.extend(MemoryPlan::tied_head(config, (&device).into(), &head));
     if is_tied && !head.is_dense() {
         linears.push(LinearHeader {
             name: "lm_head".into(),

@@ -23,7 +23,7 @@ use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ pub fn run() -> ExitCode {
 
 /// Parses a command line, the program's name first, and runs it.
 pub fn run_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = Cli::parse_from(args);
+    let cli = Cli::from_arg_matches(&parser().get_matches_from(args)).unwrap_or_else(|e| e.exit());
     log_to_stderr(cli.verbose);
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
@@ -114,6 +114,26 @@ pub fn run_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The parser, whose flags take what begins with a minus and a digit as their value: it is refused by its range, not as a
+/// flag that nobody knows.
+fn parser() -> clap::Command {
+    fn negative(command: clap::Command) -> clap::Command {
+        let command = command.mut_args(|arg| match arg.get_long().is_some() && arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        });
+        let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        verbs.iter().fold(command, |command, verb| command.mut_subcommand(verb, negative))
+    }
+    negative(Cli::command())
+}
+
+/// The text of a file that people wrote, without a byte order mark and with `\n` at the end of every line.
+fn read_text(path: &std::path::Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    Ok(crate::checkpoint::without_bom(&text).replace("\r\n", "\n"))
 }
 
 /// The reader of our output has seen enough (`lowbit ... | head`): not an error.
@@ -162,7 +182,6 @@ type Outcome = Result<ExitCode>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// clap's own checks of the definitions, and ours: every flag has its environment twin, every verb an example.
     #[test]

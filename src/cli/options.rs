@@ -1,6 +1,5 @@
 //! Flags that several verbs share, and what they open: device, checkpoint, model, sampling.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +15,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::layers::Linear;
 use crate::models::{DecoderLayer, DummyScheme, Limits, Model, ModelRunner};
+use crate::text::stop::StopStrings;
 
 use super::output;
 
@@ -214,9 +214,7 @@ pub(super) fn open_checkpoint(model: &str) -> Result<Checkpoint> {
 /// Type of activations that suits a model on the GPU: bf16 for a model that config.json calls bf16, else f16, as vLLM
 /// decides it.
 pub(super) fn model_dtype(checkpoint: &Checkpoint) -> Result<DType> {
-    let path = checkpoint.dir().join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    let config = checkpoint.raw_config()?;
     let named = config.get("dtype").or_else(|| config.get("torch_dtype")).and_then(serde_json::Value::as_str);
     Ok(if named.is_some_and(|name| name.ends_with("bfloat16")) { DType::BF16 } else { DType::F16 })
 }
@@ -278,8 +276,8 @@ pub(super) struct SamplingArgs {
     #[arg(long, env = "LOWBIT_TOP_P", value_name = "P")]
     top_p: Option<f32>,
 
-    /// Keep this many of the most likely tokens; 0 keeps all.
-    #[arg(long, env = "LOWBIT_TOP_K", value_name = "K")]
+    /// Keep this many of the most likely tokens; 0 or -1 keeps all.
+    #[arg(long, env = "LOWBIT_TOP_K", value_name = "K", value_parser = parse_top_k)]
     top_k: Option<u32>,
 
     /// Keep tokens at least this fraction as likely as the best; 0 keeps all.
@@ -291,11 +289,11 @@ pub(super) struct SamplingArgs {
     repetition_penalty: Option<f32>,
 
     /// Take this off the logits of tokens already in the output.
-    #[arg(long, env = "LOWBIT_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, env = "LOWBIT_PRESENCE_PENALTY", value_name = "X")]
     presence_penalty: Option<f32>,
 
     /// Take this off the logits of tokens for every time they are in the output.
-    #[arg(long, env = "LOWBIT_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, env = "LOWBIT_FREQUENCY_PENALTY", value_name = "X")]
     frequency_penalty: Option<f32>,
 
     /// Add to the logit of one token id: `--logit-bias 42=-5`; `42=-inf` bans it. May be repeated.
@@ -303,16 +301,16 @@ pub(super) struct SamplingArgs {
     logit_bias: Vec<(u32, f32)>,
 
     /// Seed that makes sampling repeatable.
-    #[arg(long, env = "LOWBIT_SEED")]
+    #[arg(long, env = "LOWBIT_SEED", value_name = "N", value_parser = parse_count::<u64>)]
     seed: Option<u64>,
 
     /// Tokens to generate before the model may end.
-    #[arg(long, env = "LOWBIT_MIN_TOKENS", value_name = "N", default_value_t = 0)]
-    pub(super) min_tokens: usize,
+    #[arg(long, env = "LOWBIT_MIN_TOKENS", value_name = "N", value_parser = parse_count::<usize>)]
+    min_tokens: Option<usize>,
 
     /// End the text before this string. May be repeated.
     #[arg(long, env = "LOWBIT_STOP", value_name = "TEXT")]
-    pub(super) stop: Vec<String>,
+    stop: Vec<String>,
 
     /// Go on when the model ends the text.
     #[arg(long, env = "LOWBIT_IGNORE_EOS", value_parser = FalseyValueParser::new())]
@@ -324,22 +322,43 @@ pub(super) struct SamplingArgs {
     generation_config: String,
 }
 
+/// A number of things, or a seed.
+pub(super) fn parse_count<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    parse_number(text, "a whole number, 0 or more", |_| true)
+}
+
+/// -1 is how other programs write that all are kept.
+fn parse_top_k(text: &str) -> Result<u32, String> {
+    if text == "-1" { Ok(0) } else { parse_number(text, "a number of tokens, 0 or -1 for all", |_| true) }
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let parts = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
     parts.ok_or_else(|| format!("`{text}`: expected a token id and a number, as in 42=-5"))
 }
 
 impl SamplingArgs {
-    /// The parameters for a model with these defaults and end-of-sequence ids.
-    pub(super) fn params(&self, generation: &GenerationConfig, eos: Option<u32>) -> SamplingParams {
-        let defaults = match self.generation_config.as_str() {
+    /// The defaults of a model that are to be taken.
+    pub(super) fn defaults(&self, checkpoint: &Checkpoint) -> GenerationConfig {
+        let generation = checkpoint.generation();
+        match self.generation_config.as_str() {
             "none" => {
                 GenerationConfig { eos_token_ids: generation.eos_token_ids.clone(), ..GenerationConfig::default() }
             }
             _ => generation.clone(),
-        };
-        let defaults = SamplingParams::from_generation(&defaults);
-        let mut stop_token_ids = defaults.stop_token_ids;
+        }
+    }
+
+    /// The texts that end an answer.
+    pub(super) fn stop_strings(&self, defaults: &GenerationConfig) -> Result<StopStrings> {
+        StopStrings::new(&[&self.stop[..], &defaults.stop_strings[..]].concat(), false)
+    }
+
+    /// The parameters with these defaults and an end-of-sequence id.
+    pub(super) fn params(&self, defaults: &GenerationConfig, eos: Option<u32>) -> SamplingParams {
+        let mut defaults = SamplingParams::from_generation(defaults);
+        defaults.logit_bias.extend(self.logit_bias.iter().copied());
+        let mut stop_token_ids = std::mem::take(&mut defaults.stop_token_ids);
         stop_token_ids.extend(eos.filter(|id| !stop_token_ids.contains(id)));
         SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -349,12 +368,11 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            logit_bias: self.logit_bias.iter().copied().collect::<BTreeMap<_, _>>(),
             seed: self.seed,
-            logprobs: None,
-            min_tokens: self.min_tokens,
+            min_tokens: self.min_tokens.unwrap_or(defaults.min_tokens),
             stop_token_ids,
             ignore_eos: self.ignore_eos,
+            ..defaults
         }
     }
 }

@@ -136,7 +136,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         Subject::Dummy(_) => MemoryPlan::new(config, &limits, target, DType::BF16, |name| subject.scheme(name))?,
     };
     let work = Work::new(config, target, |name| subject.scheme(name))?;
-    let report = Report { gpu: args.gpu, args, plan, work, len, seqs, parameters: super::bench::parameters(config) };
+    let tied_head = MemoryPlan::tied_head(config, target, &subject.scheme("lm_head")?);
+    let parameters = super::bench::parameters(config);
+    let report = Report { gpu: args.gpu, args, plan, tied_head, work, len, seqs, parameters };
     if args.json {
         output::write_json(&report.json())?
     } else {
@@ -149,6 +151,8 @@ struct Report<'a> {
     gpu: &'a Gpu,
     args: &'a Args,
     plan: MemoryPlan,
+    /// What to say of a head that is tied.
+    tied_head: Option<String>,
     work: Work,
     len: usize,
     seqs: usize,
@@ -197,6 +201,7 @@ impl Report<'_> {
                 "fits": self.fits(),
                 "kv_tokens_that_fit": self.kv_tokens(),
             },
+            "note": self.tied_head,
             "at_best": {
                 "decode": [decode(1, 0), decode(1, self.len), decode(self.seqs, self.len)],
                 "prefill": {
@@ -237,6 +242,9 @@ impl Report<'_> {
                 if self.fits() { "fits" } else { "does not fit" }
             ),
         );
+        if let Some(note) = &self.tied_head {
+            lines.add("", note.clone());
+        }
         let tokens = self.kv_tokens();
         lines.add(
             "",

@@ -172,6 +172,7 @@ impl Engine {
                 sequence.table.blocks(),
                 part.is_sampled,
             );
+            batch.of_prompt(sequence.prompt_ids().len());
             has_prompt_work |= sequence.prompt.is_some();
             if part.is_sampled {
                 draws = draws.zip(sequence.device_row()).map(|(mut draws, row)| {

@@ -1,7 +1,7 @@
 //! From one row of logits to one token id.
 //!
-//! The order is fixed: repetition, presence and frequency penalties; logit bias and the ban of end tokens before
-//! `min_tokens`; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
+//! The order is fixed: repetition, presence and frequency penalties; biases of tokens and of sequences, repeated n-grams,
+//! and the bans of first tokens and of end tokens before `min_tokens`; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
 //! it left, renormalized, as in vLLM. Ties always go to the lowest id, so `top_k = 1` is greedy decoding.
 //!
 //! Randomness is a pure function of (seed, step): a sequence draws the same numbers whatever else is in its batch. Filters and draw are
@@ -34,6 +34,13 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to logits by token id; negative infinity bans a token.
     pub logit_bias: BTreeMap<u32, f32>,
+    /// Added to the logit of a sequence's last token where prompt and output end in those before it; negative infinity bans
+    /// the sequence (`bad_words_ids`, `sequence_bias` of transformers).
+    pub sequence_bias: Vec<(Vec<u32>, f32)>,
+    /// Tokens that may not be the first (`begin_suppress_tokens`).
+    pub begin_suppress_tokens: Vec<u32>,
+    /// No n-gram of this length comes twice in prompt and output; 0 lets them.
+    pub no_repeat_ngram_size: usize,
     /// Makes the draw repeatable; without one each [`Sampler`] picks its own.
     pub seed: Option<u64>,
     /// How many of the most probable tokens to report at each step; the chosen one's is always reported.
@@ -57,6 +64,9 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: BTreeMap::new(),
+            sequence_bias: Vec::new(),
+            begin_suppress_tokens: Vec::new(),
+            no_repeat_ngram_size: 0,
             seed: None,
             logprobs: None,
             min_tokens: 0,
@@ -77,15 +87,48 @@ impl SamplingParams {
     pub fn from_generation(config: &GenerationConfig) -> SamplingParams {
         let neutral = SamplingParams::default();
         let temperature = if config.do_sample == Some(false) { Some(0.0) } else { config.temperature };
+        // A sequence of one token is a token; the end of a text is never a bad word.
+        let is_end = |ids: &[u32]| ids.len() == 1 && config.eos_token_ids.contains(&ids[0]);
+        let bad = config.bad_words_ids.iter().filter(|ids| !is_end(ids)).map(|ids| (ids.clone(), f32::NEG_INFINITY));
+        let (tokens, sequence_bias): (Vec<_>, Vec<_>) =
+            bad.chain(config.sequence_bias.iter().cloned()).partition(|(ids, _)| ids.len() == 1);
+        let suppressed = config.suppress_tokens.iter().map(|&id| (id, f32::NEG_INFINITY));
+        let mut logit_bias = BTreeMap::new();
+        for (id, bias) in tokens.iter().map(|(ids, bias)| (ids[0], *bias)).chain(suppressed) {
+            *logit_bias.entry(id).or_default() += bias;
+        }
         SamplingParams {
             temperature: temperature.unwrap_or(neutral.temperature),
             top_k: config.top_k.unwrap_or(neutral.top_k),
-            top_p: config.top_p.unwrap_or(neutral.top_p),
+            // Of no mass at all the best token is left, as transformers has it.
+            top_p: config.top_p.map_or(neutral.top_p, |p| p.max(f32::MIN_POSITIVE)),
             min_p: config.min_p.unwrap_or(neutral.min_p),
             repetition_penalty: config.repetition_penalty.unwrap_or(neutral.repetition_penalty),
+            logit_bias,
+            sequence_bias,
+            begin_suppress_tokens: config.begin_suppress_tokens.clone(),
+            no_repeat_ngram_size: config.no_repeat_ngram_size,
+            min_tokens: config.min_new_tokens,
             stop_token_ids: config.eos_token_ids.clone(),
             ..neutral
         }
+    }
+
+    /// Tokens are drawn from the logits as they are, once `min_tokens` are there, and no alternatives are asked for: no penalty, bias or
+    /// ban.
+    fn draws_from_logits(&self) -> bool {
+        self.repetition_penalty == 1.0
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+            && self.logit_bias.is_empty()
+            && !self.looks_back()
+            && self.begin_suppress_tokens.is_empty()
+            && self.logprobs.is_none()
+    }
+
+    /// Whether the next token depends on which tokens came before it, beyond their number and the model's own say.
+    fn looks_back(&self) -> bool {
+        !self.sequence_bias.is_empty() || self.no_repeat_ngram_size > 0
     }
 
     /// Checks every field against its range and the model's `vocab` size.
@@ -113,6 +156,13 @@ impl SamplingParams {
             }
             let fits = bias.is_finite() || bias == f32::NEG_INFINITY;
             range(&format!("logit_bias of token {id}"), bias, fits, "a finite number or negative infinity")?;
+        }
+        for (ids, bias) in &self.sequence_bias {
+            if ids.is_empty() {
+                return Err(Error::input("sequence_bias", "a sequence of no tokens"));
+            }
+            let fits = bias.is_finite() || *bias == f32::NEG_INFINITY;
+            range("sequence_bias", *bias, fits, "a finite number or negative infinity")?;
         }
         if let Some(id) = self.stop_token_ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::input("stop_token_ids", format!("token id {id} is not below the vocabulary's {vocab}")));
@@ -145,6 +195,8 @@ pub struct Sampler {
     step: u64,
     /// Tokens of prompt and output, with how often each is in the output.
     seen: HashMap<u32, u32>,
+    /// Prompt and output, where the parameters look back.
+    history: Vec<u32>,
     logits: Vec<f32>,
     chooser: Chooser,
 }
@@ -158,7 +210,8 @@ impl Sampler {
             true => HashMap::new(),
             false => prompt_ids.iter().map(|&id| (id, 0)).collect(),
         };
-        Sampler { params, seed, step: 0, seen, logits: Vec::new(), chooser: Chooser::default() }
+        let history = if params.looks_back() { prompt_ids.to_vec() } else { Vec::new() };
+        Sampler { params, seed, step: 0, seen, history, logits: Vec::new(), chooser: Chooser::default() }
     }
 
     /// The parameters.
@@ -178,7 +231,9 @@ impl Sampler {
         self.logits.extend_from_slice(logits);
         self.penalize();
         let id = self.chooser.choose(&self.logits, &self.row());
-        let id = id.ok_or_else(|| Error::input("logit_bias", "bans every token that the model allows"))?;
+        let id = id.ok_or_else(|| {
+            Error::input("logit_bias", "this and the other bans leave no token that the model allows")
+        })?;
         let top = top_logprobs(&mut self.chooser, logits, log_total, self.params.logprobs.unwrap_or(0));
         self.count(id);
         Ok(Sampled { id, logprob: (f64::from(logits[id as usize]) - log_total) as f32, top })
@@ -187,19 +242,16 @@ impl Sampler {
     /// How a device is to draw the next token from logits as they are, for [`Sampler::count`] to count; `None` where logits must be changed
     /// before, or more of them is asked for.
     pub fn device_row(&self) -> Option<SampleRow> {
-        let p = &self.params;
-        let is_free = p.repetition_penalty == 1.0
-            && p.presence_penalty == 0.0
-            && p.frequency_penalty == 0.0
-            && p.logit_bias.is_empty()
-            && p.logprobs.is_none()
-            && self.step >= p.min_tokens as u64;
+        let is_free = self.params.draws_from_logits() && self.step >= self.params.min_tokens as u64;
         is_free.then(|| self.row())
     }
 
     /// Counts a token as output.
     pub fn count(&mut self, id: u32) {
         *self.seen.entry(id).or_default() += 1;
+        if self.params.looks_back() {
+            self.history.push(id);
+        }
         self.step += 1;
     }
 
@@ -227,11 +279,30 @@ impl Sampler {
                 *x += bias;
             }
         }
+        for (ids, bias) in &p.sequence_bias {
+            if let Some((&last, before)) = ids.split_last()
+                && self.history.ends_with(before)
+                && let Some(x) = self.logits.get_mut(last as usize)
+            {
+                *x += bias;
+            }
+        }
+        let mut banned = Vec::new();
+        if let Some(before) = p.no_repeat_ngram_size.checked_sub(1)
+            && let Some(start) = self.history.len().checked_sub(before)
+        {
+            let repeats = self.history.windows(before + 1).filter(|ngram| ngram.starts_with(&self.history[start..]));
+            banned.extend(repeats.map(|ngram| ngram[before]));
+        }
+        if self.step == 0 {
+            banned.extend(&p.begin_suppress_tokens);
+        }
         if self.step < p.min_tokens as u64 {
-            for &id in &p.stop_token_ids {
-                if let Some(x) = self.logits.get_mut(id as usize) {
-                    *x = f32::NEG_INFINITY;
-                }
+            banned.extend(&p.stop_token_ids);
+        }
+        for id in banned {
+            if let Some(x) = self.logits.get_mut(id as usize) {
+                *x = f32::NEG_INFINITY;
             }
         }
     }

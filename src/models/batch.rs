@@ -35,6 +35,9 @@ pub struct Batch {
     pub token_ids: Vec<u32>,
     /// `[m]` positions.
     pub positions: Vec<u32>,
+    /// `[m]` lengths of the texts whose forward gives each token its rotary base, where that depends on it
+    /// ([`ModelConfig::rope_length`]).
+    pub rope_lengths: Vec<u32>,
     /// `[m]` KV slots.
     pub slot_mapping: Vec<u32>,
     /// Blocks of each sequence. Those that no query of this pass sees, being behind every layer's window, may have any number.
@@ -49,7 +52,8 @@ pub struct Batch {
 
 impl Batch {
     /// Adds `token_ids` of a sequence that has `past` keys in the cache already and owns `blocks`. Logits are wanted
-    /// of its last row when `logits`.
+    /// of its last row when `logits`. Its first tokens are those of a prompt, later ones each follow a text of their own
+    /// ([`Batch::of_prompt`] tells it otherwise).
     pub fn push(&mut self, token_ids: &[u32], past: usize, blocks: &[u32], logits: bool) {
         if self.cu_seqlens_q.is_empty() {
             self.cu_seqlens_q.push(0);
@@ -59,6 +63,7 @@ impl Batch {
             let block = blocks[position / KvCache::BLOCK_SIZE] as usize;
             self.token_ids.push(id);
             self.positions.push(position as u32);
+            self.rope_lengths.push(if past == 0 { token_ids.len() } else { position + 1 } as u32);
             self.slot_mapping.push((block * KvCache::BLOCK_SIZE + position % KvCache::BLOCK_SIZE) as u32);
         }
         self.block_tables.push(blocks.to_vec());
@@ -66,6 +71,15 @@ impl Batch {
         self.cu_seqlens_q.push(self.token_ids.len() as u32);
         if logits {
             self.logit_rows.push(self.token_ids.len() as u32 - 1);
+        }
+    }
+
+    /// Says that the sequence added last has a prompt of `prompt` tokens, of which a part was added, or all and what was
+    /// generated after it.
+    pub fn of_prompt(&mut self, prompt: usize) {
+        let first = self.cu_seqlens_q.iter().rev().nth(1).map_or(0, |&first| first as usize);
+        for (length, &position) in self.rope_lengths[first..].iter_mut().zip(&self.positions[first..]) {
+            *length = (position + 1).max(prompt as u32);
         }
     }
 
@@ -113,6 +127,7 @@ impl Batch {
         for _ in self.context_lens.len()..sequences {
             batch.token_ids.push(0);
             batch.positions.push(0);
+            batch.rope_lengths.push(1);
             batch.slot_mapping.push(u32::MAX);
             batch.block_tables.push(Vec::new());
             batch.context_lens.push(0);

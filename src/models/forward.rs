@@ -97,7 +97,8 @@ impl Attention<Linear, RmsNorm> {
         let (d, m, format) = (&w.device, w.meta.m, self.o.input_format());
         let norm = self.qk_norm.as_ref();
         let norm = norm.map(|norm| HeadNorms { q: norm.q.weight(), k: norm.k.weight(), eps: norm.q.eps() });
-        let rows = RopeRows { table: &w.rope, positions: &w.meta.positions, slot_mapping: &w.meta.slot_mapping };
+        let (table, positions) = w.rope.rows(&w.meta.positions);
+        let rows = RopeRows { table, positions, slot_mapping: &w.meta.slot_mapping };
         d.rope_kv_write(kv, &mut w.qkv, norm, rows, shape, m)?;
         let _ = observer(Step::Qkv { qkv: &w.qkv, rows: m })?; // nothing to save by ending here
         if let Some(norm) = &self.sub_norm {

@@ -53,7 +53,7 @@ impl Model {
         let spec = ModelSpec::new(&config);
         device.check_attention(&attention_shape(&config, None))?;
         for note in checkpoint.check(&spec.expected())? {
-            tracing::info!("{note}");
+            note.log();
         }
         MemoryPlan::of_checkpoint(checkpoint, limits, device.into())?.check(device.memory()?.0)?;
         let mut layers = Vec::with_capacity(spec.layers.len());
@@ -65,7 +65,7 @@ impl Model {
         Ok(Model {
             device: device.clone(),
             embedding: device.upload(checkpoint.tensor(&spec.embedding.name)?)?,
-            head: Linear::new(device, vec![checkpoint.linear(&spec.head.name)?])?,
+            head: Linear::new(device, vec![spec.head.read(checkpoint)?])?,
             norm: RmsNorm::new(device, &checkpoint.tensor(&spec.norm.name)?, config.rms_norm_eps)?,
             config,
             spec,
@@ -91,7 +91,7 @@ impl Model {
 fn load_layer(checkpoint: &Checkpoint, spec: &LayerSpec, device: &Device) -> Result<DecoderLayer<Linear, RmsNorm>> {
     // What is read on the host at all (scales, zero points, floating weights) is read side by side.
     let names: Vec<_> = spec.parts.linears().collect();
-    let weights = names.into_par_iter().map(|(role, linear)| Ok((role, checkpoint.linear(&linear.name)?)));
+    let weights = names.into_par_iter().map(|(role, linear)| Ok((role, linear.read(checkpoint)?)));
     let mut weights = weights.collect::<Result<HashMap<_, _>>>()?;
     let eps = checkpoint.config().rms_norm_eps;
     let norms = spec.parts.as_ref().try_map_norms(|norm| RmsNorm::new(device, &checkpoint.tensor(&norm.name)?, eps))?;

@@ -91,6 +91,16 @@ impl MemoryPlan {
         MemoryPlan::new(config, limits, target, embedding_dtype(checkpoint), scheme)
     }
 
+    /// What to say of a head of `scheme` that is tied: it is held beside the embedding, of whose layout its kernel knows
+    /// nothing. `None` for one that is not.
+    pub fn tied_head(config: &ModelConfig, target: Target, scheme: &Scheme) -> Option<String> {
+        let ModelSpec { head, is_head_tied, .. } = ModelSpec::new(config);
+        let mib = target.packed_bytes(scheme, head.n, head.k, head.bias) as f64 / f64::from(1 << 20);
+        is_head_tied.then(|| {
+            format!("the head is the embedding and is held twice: as rows to look up, and packed for the head's kernel ({mib:.1} MiB, counted above)")
+        })
+    }
+
     /// All that is needed at once.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.kv_cache.saturating_add(self.scratch).max(self.packing))

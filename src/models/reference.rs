@@ -37,9 +37,9 @@ pub(crate) struct ReferenceLinear {
 }
 
 impl ReferenceLinear {
-    fn read(checkpoint: &Checkpoint, module: &str) -> Result<ReferenceLinear> {
-        let name = module.rsplit('.').next().unwrap_or(module).to_owned();
-        Ok(ReferenceLinear { name, weight: checkpoint.linear(module)? })
+    fn read(checkpoint: &Checkpoint, spec: &LinearSpec) -> Result<ReferenceLinear> {
+        let name = spec.name.rsplit('.').next().unwrap_or(&spec.name).to_owned();
+        Ok(ReferenceLinear { name, weight: spec.read(checkpoint)? })
     }
 
     /// `[m, k]` of the layer's own input order in the weight's stored order.
@@ -90,7 +90,7 @@ impl ReferenceLayer {
     pub(crate) fn read(checkpoint: &Checkpoint, spec: &LayerSpec) -> Result<ReferenceLayer> {
         let norm = |norm: &TensorSpec| Ok::<_, Error>(checkpoint.tensor(&norm.name)?.to_f32());
         let norms = spec.parts.as_ref().try_map_norms(norm)?;
-        let linear = |linear: &LinearSpec| ReferenceLinear::read(checkpoint, &linear.name);
+        let linear = |linear: &LinearSpec| ReferenceLinear::read(checkpoint, linear);
         let parts = norms.try_map(|_, linears| linears.try_map(|_, spec| linear(spec)))?;
         Ok(ReferenceLayer { parts, shape: spec.attention, eps: checkpoint.config().rms_norm_eps })
     }
@@ -146,7 +146,7 @@ impl ReferenceHead {
     /// # Errors
     /// As [`ReferenceLayer::read`].
     pub(crate) fn read(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<ReferenceHead> {
-        let (norm, head) = (checkpoint.tensor(&spec.norm.name)?, ReferenceLinear::read(checkpoint, &spec.head.name)?);
+        let (norm, head) = (checkpoint.tensor(&spec.norm.name)?, ReferenceLinear::read(checkpoint, &spec.head)?);
         Ok(ReferenceHead { norm: norm.to_f32(), head, eps: checkpoint.config().rms_norm_eps })
     }
 

@@ -7,21 +7,36 @@ use std::f64::consts::PI;
 
 use crate::checkpoint::{RopeConfig, RopeScaling};
 
-/// `[positions, head_dim]`: for each position `head_dim / 2` cosines, then as many sines.
+/// `[positions, head_dim]`, as the forward over a text of `positions` tokens has it: for each position `head_dim / 2` cosines,
+/// then as many sines.
 ///
-/// `max_position_embeddings` is the model's own claim; with dynamic scaling, serving more positions than that
-/// stretches the base once for the whole table (as servers with a fixed cache do), not per request.
+/// `max_position_embeddings` is the model's own claim; with dynamic scaling a longer text stretches the base.
 pub fn rope_table(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize, positions: usize) -> Vec<f32> {
-    let inv_freq = inverse_frequencies(rope, head_dim, max_position_embeddings, positions);
+    let rows = (0..positions as u32).map(|position| (position, positions as u32));
+    rope_rows(rope, head_dim, max_position_embeddings, rows)
+}
+
+/// [`rope_table`]'s rows for single tokens: the position of each, and the length of the text whose forward it belongs to.
+pub(super) fn rope_rows(
+    rope: &RopeConfig,
+    head_dim: usize,
+    max_position_embeddings: usize,
+    rows: impl ExactSizeIterator<Item = (u32, u32)>,
+) -> Vec<f32> {
     let factor = match rope.scaling {
         RopeScaling::Yarn { attention_factor, .. } => attention_factor,
         _ => 1.0,
     };
     let half = head_dim / 2;
-    let mut table = vec![0.0; positions * head_dim];
-    for (p, row) in table.chunks_exact_mut(head_dim).enumerate() {
+    let mut table = vec![0.0; rows.len() * head_dim];
+    let (mut inv_freq, mut length_of_it) = (Vec::new(), None);
+    for (row, (position, length)) in table.chunks_exact_mut(head_dim).zip(rows) {
+        if length_of_it != Some(length) {
+            inv_freq = inverse_frequencies(rope, head_dim, max_position_embeddings, length as usize);
+            length_of_it = Some(length);
+        }
         for (i, &inv) in inv_freq.iter().enumerate() {
-            let angle = f64::from(p as f32 * inv);
+            let angle = f64::from(position as f32 * inv);
             row[i] = angle.cos() as f32 * factor;
             row[half + i] = angle.sin() as f32 * factor;
         }

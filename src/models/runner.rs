@@ -1,6 +1,6 @@
 //! [`ModelRunner`]: what computes with a model's weights: scratch, metadata of the batch, KV cache.
 
-use crate::checkpoint::{Checkpoint, ModelConfig, RopeScaling};
+use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::device::{Device, InputFormat, SampleRow, Tensor, Write};
 use crate::dtype::HostData;
 use crate::error::{Error, Result};
@@ -90,9 +90,9 @@ impl ModelRunner {
     }
 
     /// Whether a token's keys and values depend on the tokens up to it alone, so that sequences that start alike may share them. Not so
-    /// where the rotary base follows a sequence's length.
+    /// where the rotary base follows a sequence's length beyond the trained context.
     pub fn shares_prefixes(&self) -> bool {
-        !matches!(self.model.config.rope.scaling, RopeScaling::Dynamic { .. })
+        self.model.config.rope_length(self.limits.max_model_len).is_none()
     }
 
     /// Bytes of everything that it holds on its device, as a plan tells them before; nothing is packed any more.
@@ -124,6 +124,7 @@ impl ModelRunner {
     /// A step of `bucket` sequences of one row each: as it was recorded, or the first time op by op and then recorded.
     fn decode(&mut self, batch: &Batch, bucket: usize) -> Result<()> {
         let Some(graphs) = &mut self.graphs else { return Ok(()) };
+        self.workspace.rope.start(&self.model.device, batch)?;
         batch.write(&self.model.device, &mut graphs.meta, &self.workspace.shape)?;
         if let Some(recorded) = graphs.get(bucket) {
             return recorded.replay();

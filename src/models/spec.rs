@@ -4,9 +4,11 @@
 //! dummy models, quantization, verification and `inspect`. The architectures share Hugging Face's names; they differ in which
 //! biases and norms exist.
 
-use crate::checkpoint::{Architecture, Expected, ModelConfig};
+use crate::checkpoint::{Architecture, Checkpoint, Expected, ModelConfig};
 use crate::device::AttentionShape;
+use crate::error::Result;
 use crate::layers::KvCache;
+use crate::quant::LinearWeight;
 
 use super::layer::{Attention, DecoderLayer, DenseMlp, Mlp, Projections, QkNorm};
 use super::role::{LinearRole, Slot};
@@ -25,6 +27,15 @@ pub struct LinearSpec {
 }
 
 impl LinearSpec {
+    /// Reads the layer: a bias in the files that the model does not have is not its part.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::linear`].
+    pub fn read(&self, checkpoint: &Checkpoint) -> Result<LinearWeight> {
+        let weight = checkpoint.linear(&self.name)?;
+        Ok(LinearWeight { bias: weight.bias.filter(|_| self.bias), ..weight })
+    }
+
     fn expected(&self) -> Expected {
         Expected::Linear { name: self.name.clone(), n: self.n, k: self.k, bias: self.bias }
     }

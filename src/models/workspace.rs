@@ -1,14 +1,14 @@
 //! What passes over a model compute with beside its weights: all of it is allocated here, for the largest batch, and counted
 //! here by a plan.
 
-use crate::checkpoint::ModelConfig;
+use crate::checkpoint::{ModelConfig, RopeConfig};
 use crate::device::{AttentionShape, BatchMeta, Device, LinearInput, Tensor};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::KvCache;
 
 use super::batch::{Batch, Limits};
-use super::rope::rope_table;
+use super::rope::{rope_rows, rope_table};
 use super::spec::{attention_shape, widest_input};
 
 /// What decoder layers compute with beside their weights, allocated once for the largest batch: activations, the batch's
@@ -31,8 +31,64 @@ pub(super) struct Workspace {
     pub(super) meta: BatchMeta,
     /// Of attention, whatever the layer's window.
     pub(super) shape: AttentionShape,
-    /// `[max_model_len, head_dim]`.
-    pub(super) rope: Tensor,
+    pub(super) rope: Rotary,
+}
+
+/// Cosines and sines, and which row of them each token has.
+#[derive(Debug)]
+pub(super) enum Rotary {
+    /// `[max_model_len, head_dim]`, a row a position.
+    Fixed(Tensor),
+    /// For a base that depends on the text: made for every pass.
+    Live {
+        /// `[max_batch_tokens, head_dim]`, a row a token of the pass.
+        table: Tensor,
+        /// `[max_batch_tokens]`: 0, 1, 2, ...
+        rows: Tensor,
+        rope: RopeConfig,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    },
+}
+
+impl Rotary {
+    fn new(device: &Device, config: &ModelConfig, limits: &Limits) -> Result<Rotary> {
+        let &ModelConfig { rope, head_dim, max_position_embeddings, .. } = config;
+        let (len, tokens) = (limits.max_model_len, limits.max_batch_tokens);
+        if config.rope_length(len).is_none() {
+            let table = || HostData::F32(rope_table(&rope, head_dim, max_position_embeddings, len));
+            return Ok(Rotary::Fixed(device.upload_with(DType::F32, len * head_dim, table)?));
+        }
+        Ok(Rotary::Live {
+            table: device.zeros(DType::F32, tokens * head_dim)?,
+            rows: device.upload_with(DType::U32, tokens, || HostData::U32((0..tokens as u32).collect()))?,
+            rope,
+            head_dim,
+            max_position_embeddings,
+        })
+    }
+
+    /// Makes it that of the batch.
+    pub(super) fn start(&mut self, device: &Device, batch: &Batch) -> Result<()> {
+        let Rotary::Live { table, rope, head_dim, max_position_embeddings, .. } = self else { return Ok(()) };
+        let tokens = batch.positions.iter().copied().zip(batch.rope_lengths.iter().copied());
+        device.write(table, &HostData::F32(rope_rows(rope, *head_dim, *max_position_embeddings, tokens)))
+    }
+
+    /// The table and the row of each token, whose `positions` these are.
+    pub(super) fn rows<'a>(&'a self, positions: &'a Tensor) -> (&'a Tensor, &'a Tensor) {
+        match self {
+            Rotary::Fixed(table) => (table, positions),
+            Rotary::Live { table, rows, .. } => (table, rows),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Rotary::Fixed(table) => table.bytes(),
+            Rotary::Live { table, rows, .. } => table.bytes() + rows.bytes(),
+        }
+    }
 }
 
 impl Workspace {
@@ -49,10 +105,7 @@ impl Workspace {
             gate_up: device.zeros(dtype, tokens * 2 * config.intermediate_size)?,
             meta: BatchMeta::new(device, limits.batch_sizes())?,
             shape,
-            rope: device.upload_with(DType::F32, limits.max_model_len * config.head_dim, || {
-                let ModelConfig { rope, head_dim, max_position_embeddings, .. } = config;
-                HostData::F32(rope_table(rope, *head_dim, *max_position_embeddings, limits.max_model_len))
-            })?,
+            rope: Rotary::new(device, config, limits)?,
             device: device.clone(),
         })
     }
@@ -60,12 +113,13 @@ impl Workspace {
     /// Bytes of all its tensors.
     pub(super) fn bytes(&self) -> usize {
         let Workspace { device: _, shape: _, residual, input, spare, qkv, attention, gate_up, meta, rope } = self;
-        let tensors = [residual, qkv, attention, gate_up, rope].map(Tensor::bytes);
-        tensors.iter().sum::<usize>() + input.bytes() + spare.bytes() + meta.bytes()
+        let tensors = [residual, qkv, attention, gate_up].map(Tensor::bytes);
+        tensors.iter().sum::<usize>() + input.bytes() + spare.bytes() + meta.bytes() + rope.bytes()
     }
 
     /// Moves the batch's metadata to the device.
     pub(super) fn start(&mut self, batch: &Batch) -> Result<()> {
+        self.rope.start(&self.device, batch)?;
         batch.write(&self.device, &mut self.meta, &self.shape)
     }
 

@@ -193,6 +193,18 @@ impl QuantWeight {
         self.k.div_ceil(self.group_size)
     }
 
+    /// The scheme in words' form, beside this activation.
+    pub fn scheme(&self, activation: ActQuant) -> Scheme {
+        Scheme {
+            weight_bits: self.bits,
+            group_size: (self.group_size < self.k).then_some(self.group_size),
+            symmetric: self.is_symmetric(),
+            encoding: self.encoding,
+            act_order: self.order.is_some(),
+            activation,
+        }
+    }
+
     /// True when every zero point is the middle code, and of every weight whose codes are no integers.
     pub fn is_symmetric(&self) -> bool {
         if !self.encoding.is_affine() {
@@ -279,14 +291,7 @@ impl LinearWeight {
     pub fn scheme(&self) -> Scheme {
         match &self.weight {
             Weight::Dense { data, .. } => Scheme { activation: self.activation, ..Scheme::dense(data.dtype()) },
-            Weight::Quant(q) => Scheme {
-                weight_bits: q.bits,
-                group_size: (q.group_size < q.k).then_some(q.group_size),
-                symmetric: q.is_symmetric(),
-                encoding: q.encoding,
-                act_order: q.order.is_some(),
-                activation: self.activation,
-            },
+            Weight::Quant(q) => q.scheme(self.activation),
         }
     }
 }

@@ -11,7 +11,9 @@ use minijinja::{Environment, Value};
 use serde_json::Value as Json;
 
 use super::jinja::{self, Raised};
-use super::{read_bounded, read_object, special_tokens, text_error};
+use super::jinja_source::as_minijinja;
+use super::tokenizer_config::TokenizerConfig;
+use super::{read_bounded, read_object, text_error, utf8};
 use crate::error::{Error, Result};
 
 /// Largest template source; the largest in use are near 30 KiB.
@@ -56,9 +58,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Text`] when a file is malformed or the template has a syntax error or is too large.
     pub fn load(dir: &Path) -> Result<Option<ChatTemplate>> {
-        let special = special_tokens(dir)?;
+        let special = TokenizerConfig::read(dir)?.roles;
         if let Some((path, bytes)) = read_bounded(dir, "chat_template.jinja", MAX_TEMPLATE_BYTES)? {
-            let source = String::from_utf8(bytes).map_err(|e| text_error(&path, e))?;
+            let source = utf8(&path, &bytes)?.to_string();
             return ChatTemplate::new(&path, vec![("default".to_string(), source)], special).map(Some);
         }
         for name in ["chat_template.json", "tokenizer_config.json"] {
@@ -90,7 +92,9 @@ impl ChatTemplate {
             if source.len() as u64 > MAX_TEMPLATE_BYTES {
                 return Err(text_error(file, format!("chat template `{name}` is larger than 1 MiB")));
             }
-            env.add_template_owned(name.clone(), jinja::without_generation_tags(&source))
+            // As Jinja's lexer has it, whatever the editor wrote.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            env.add_template_owned(name.clone(), as_minijinja(&source))
                 .map_err(|e| text_error(file, format!("chat template `{name}`: {e}")))?;
         }
         if env.get_template("default").is_err() && env.get_template("tool_use").is_err() {

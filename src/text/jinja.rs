@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use minijinja::value::{Kwargs, Object, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
+use super::jinja_values::{python_float, python_str};
+use super::{jinja_filters, jinja_strings};
+
 /// Instructions one rendering may execute: seconds at most, and thousands of times what templates in use need.
 const FUEL: u64 = 20_000_000;
 /// Bytes that one rendering may write, `set` blocks and macros included.
@@ -23,10 +26,10 @@ pub(super) fn environment() -> Environment<'static> {
     env.set_lstrip_blocks(true);
     env.set_fuel(Some(FUEL));
     env.set_formatter(format);
-    env.set_unknown_method_callback(method);
+    env.set_unknown_method_callback(jinja_strings::method);
+    jinja_filters::add_to(&mut env);
     env.add_filter("tojson", tojson);
     env.add_filter("string", |value: &Value| python_str(value));
-    env.add_filter("title", |text: &str| title(text));
     env.add_test("iterable", |value: &Value| value.as_str().is_some() || value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
@@ -35,25 +38,6 @@ pub(super) fn environment() -> Environment<'static> {
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
     env
-}
-
-/// `{% generation %}` marks what the assistant wrote, for training; here it only groups.
-pub(super) fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let word = tag[..end].trim_start_matches(['{', '%', '-', '+']).trim_end_matches(['}', '%', '-', '+']).trim();
-        match word {
-            "generation" => out.push_str(&tag[..end].replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag[..end].replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(&tag[..end]),
-        }
-        rest = &tag[end..];
-    }
-    out + rest
 }
 
 /// Bytes written so far by one rendering.
@@ -78,103 +62,6 @@ fn format(out: &mut Output, state: &State, value: &Value) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::InvalidOperation, reason));
     }
     out.write_str(text).map_err(Error::from)
-}
-
-/// Methods of Python's types beyond those of minijinja-contrib.
-fn method(state: &State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    if let (Some(text), [arg]) = (value.as_str(), args)
-        && let Some(arg) = arg.as_str()
-    {
-        match method {
-            "removeprefix" => return Ok(text.strip_prefix(arg).unwrap_or(text).into()),
-            "removesuffix" => return Ok(text.strip_suffix(arg).unwrap_or(text).into()),
-            _ => {}
-        }
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
-}
-
-/// Jinja's `title`: words start after blanks, hyphens and opening brackets only.
-fn title(text: &str) -> String {
-    let mut start = true;
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match start {
-            true => out.extend(c.to_uppercase()),
-            false => out.extend(c.to_lowercase()),
-        }
-        start = c.is_whitespace() || matches!(c, '-' | '(' | '{' | '[' | '<');
-    }
-    out
-}
-
-/// Python's `str()`.
-fn python_str(value: &Value) -> String {
-    match value.as_str() {
-        Some(text) => text.to_string(),
-        None if value.is_undefined() => String::new(),
-        None => python_repr(value),
-    }
-}
-
-/// Python's `repr()`.
-fn python_repr(value: &Value) -> String {
-    let join = |items: Vec<String>| items.join(", ");
-    match value.kind() {
-        ValueKind::None => "None".to_string(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_string(),
-        ValueKind::Number if !value.is_integer() => python_float(f64::try_from(value.clone()).unwrap_or(f64::NAN)),
-        ValueKind::String => python_quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
-            let items = value.try_iter().map(|items| items.map(|item| python_repr(&item)).collect());
-            format!("[{}]", join(items.unwrap_or_default()))
-        }
-        ValueKind::Map => {
-            let item = |key: Value| {
-                let item = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", python_repr(&key), python_repr(&item))
-            };
-            format!("{{{}}}", join(value.try_iter().map(|keys| keys.map(item).collect()).unwrap_or_default()))
-        }
-        _ => value.to_string(),
-    }
-}
-
-fn python_quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::from(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => out.extend(['\\', c]),
-            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-    out
-}
-
-/// Python's `repr()` of a float: shortest digits that read back equal, with an exponent below 1e-4 and from 1e16.
-fn python_float(x: f64) -> String {
-    if x.is_nan() {
-        return "nan".to_string();
-    }
-    if x.is_infinite() {
-        return if x > 0.0 { "inf" } else { "-inf" }.to_string();
-    }
-    let scientific = format!("{x:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>() {
-        Ok(e) if x != 0.0 && !(-4..16).contains(&e) => {
-            format!("{digits}e{}{:02}", if e < 0 { '-' } else { '+' }, e.abs())
-        }
-        _ if x.fract() == 0.0 => format!("{x:.1}"),
-        _ => format!("{x}"),
-    }
 }
 
 /// transformers' `tojson`: Python's `json.dumps`, nothing escaped for HTML.

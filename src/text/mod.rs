@@ -2,9 +2,15 @@
 
 pub mod tokenizer;
 mod jinja;
+mod jinja_filters;
+mod jinja_source;
+mod jinja_strings;
+mod jinja_values;
 pub mod chat_template;
 pub mod detokenizer;
+mod panics;
 pub mod stop;
+mod tokenizer_config;
 
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use detokenizer::Detokenizer;
@@ -15,6 +21,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::{not_content, without_bom};
 use crate::error::{Error, Result};
 
 fn text_error(file: &Path, reason: impl std::fmt::Display) -> Error {
@@ -41,26 +48,18 @@ fn read_bounded(dir: &Path, name: &str, limit: u64) -> Result<Option<(PathBuf, V
 fn read_object(dir: &Path, name: &str) -> Result<Option<serde_json::Map<String, serde_json::Value>>> {
     // The largest configurations hold a few MiB of added tokens.
     let Some((path, bytes)) = read_bounded(dir, name, 16 << 20)? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
+    match serde_json::from_str(utf8(&path, &bytes)?) {
         Ok(serde_json::Value::Object(map)) => Ok(Some(map)),
         Ok(_) => Err(text_error(&path, "expected a JSON object")),
         Err(e) => Err(text_error(&path, format!("malformed JSON: {e}"))),
     }
 }
 
-/// Special tokens by role (`bos_token`, `eos_token`, ...): those of `special_tokens_map.json`, overridden by
-/// `tokenizer_config.json`. A token is a string or an object with `content`.
-fn special_tokens(dir: &Path) -> Result<std::collections::BTreeMap<String, String>> {
-    let mut tokens = std::collections::BTreeMap::new();
-    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        for (role, value) in read_object(dir, name)?.unwrap_or_default() {
-            if !role.ends_with("_token") {
-                continue;
-            }
-            if let Some(content) = value.as_str().or_else(|| value.get("content")?.as_str()) {
-                tokens.insert(role, content.to_string());
-            }
-        }
+/// The text of a file, without the byte order mark that some editors put first.
+fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    if let Some(what) = not_content(&bytes[..bytes.len().min(256)]) {
+        return Err(text_error(path, what));
     }
-    Ok(tokens)
+    let text = std::str::from_utf8(bytes).map_err(|e| text_error(path, format!("not UTF-8: {e}")))?;
+    Ok(without_bom(text))
 }

@@ -5,14 +5,15 @@
 //! vocabulary lacks; `fancy-regex` refuses patterns that compile to more than some megabytes, matches those without
 //! look-around or back-references in linear time, and gives up any other match after a million steps.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::detokenizer::{Detokenizer, Pieces};
-use super::{read_bounded, read_object, special_tokens, text_error};
+use super::panics::guard;
+use super::tokenizer_config::TokenizerConfig;
+use super::{read_bounded, text_error, utf8};
 use crate::error::{Error, Result};
 
 /// Largest tokenizer.json read. The largest in use (256k entries, pretty-printed) are near 35 MiB.
@@ -29,6 +30,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     vocab: usize,
+    /// Rows of the model's embedding.
+    rows: usize,
 }
 
 /// The part of tokenizer.json that the crate reads without checking.
@@ -47,21 +50,23 @@ struct AddedToken {
 impl Tokenizer {
     /// Reads the tokenizer of a model directory, for a model of `vocab_size` entries.
     ///
-    /// `add_bos_token` and `add_eos_token` of tokenizer_config.json override what tokenizer.json adds around a text,
-    /// as in transformers; its truncation and padding are ignored, as there.
+    /// What is added around a text stands in tokenizer.json, but for the classes of tokenizers that obey `add_bos_token`
+    /// and `add_eos_token` of tokenizer_config.json; added tokens come from every file that transformers reads, and the
+    /// file's truncation and padding are ignored, as there. Tokens that the model has no row for are warned of.
     ///
     /// # Errors
-    /// [`Error::Text`] when a file is missing, malformed or too large, or when ids reach beyond the model's
-    /// vocabulary (the model's may be larger, it is often padded); [`Error::Unsupported`] for a decoder of an
-    /// unknown kind.
+    /// [`Error::Text`] when a file is missing, malformed or too large, when it is another model's, or puts a token
+    /// around every text that the model lacks; [`Error::Unsupported`] for a decoder of an unknown kind.
     pub fn load(dir: &Path, vocab_size: usize) -> Result<Tokenizer> {
         let Some((path, bytes)) = read_bounded(dir, "tokenizer.json", MAX_FILE_BYTES)? else {
             let advice = "there is no such file. Save the model's fast tokenizer with transformers: \
                           `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
             return Err(text_error(&dir.join("tokenizer.json"), advice));
         };
-        let declared: AddedTokens = serde_json::from_slice(&bytes).map_err(|e| text_error(&path, e))?;
-        let mut inner = guard(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(|e| text_error(&path, e))?;
+        // The crate that reads it panics on some files that are no JSON.
+        let text = utf8(&path, &bytes)?;
+        let declared: AddedTokens = serde_json::from_str(text).map_err(|e| text_error(&path, e))?;
+        let mut inner = attempt(|| tokenizers::Tokenizer::from_bytes(text)).map_err(|e| text_error(&path, e))?;
         drop(bytes);
         inner.with_truncation(None).map_err(|e| text_error(&path, e))?.with_padding(None);
         for token in &declared.added_tokens {
@@ -76,52 +81,54 @@ impl Tokenizer {
                 return Err(text_error(&path, reason));
             }
         }
-        let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        if vocab == 0 {
-            return Err(text_error(&path, "its vocabulary is empty"));
+        let config = TokenizerConfig::read(dir)?;
+        for note in attempt(|| config.extend(&mut inner)).map_err(|e| text_error(&path, e))? {
+            tracing::warn!("{}: {note}", dir.display());
         }
-        if vocab > vocab_size {
-            let reason = format!(
-                "has {vocab} token ids, but the model's vocabulary (vocab_size in config.json) has {vocab_size}: \
-                 this is another model's tokenizer"
-            );
-            return Err(text_error(&path, reason));
-        }
+        let vocab = fitting_ids(&inner, vocab_size).map_err(|reason| text_error(&path, reason))?;
 
-        let roles = special_tokens(dir)?;
-        let id_of = |role: &str| roles.get(role).and_then(|content| inner.token_to_id(content));
+        let id_of = |role: &str| config.roles.get(role).and_then(|content| inner.token_to_id(content));
         let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
         let (mut prefix, mut suffix) = around(&inner).map_err(|e| text_error(&path, e))?;
-        let config = read_object(dir, "tokenizer_config.json")?.unwrap_or_default();
-        let wanted = |field: &str| config.get(field).and_then(serde_json::Value::as_bool);
-        if let (Some(wanted), Some(bos)) = (wanted("add_bos_token"), bos) {
+        if let (Some(wanted), Some(bos)) = (config.add_bos, bos) {
             prefix.retain(|&id| id != bos);
             if wanted {
                 prefix.insert(0, bos);
             }
         }
-        if let (Some(wanted), Some(eos)) = (wanted("add_eos_token"), eos) {
+        if let (Some(wanted), Some(eos)) = (config.add_eos, eos) {
             suffix.retain(|&id| id != eos);
             if wanted {
                 suffix.push(eos);
             }
         }
-        let pieces = Arc::new(guard(|| Ok(Pieces::new(&inner, vocab))).map_err(|e| text_error(&path, e))??);
-        Ok(Tokenizer { inner, pieces, prefix, suffix, bos, eos, vocab })
+        if let Some(&id) = prefix.iter().chain(&suffix).find(|&&id| id as usize >= vocab_size) {
+            let token = inner.id_to_token(id).unwrap_or_default();
+            return Err(text_error(&path, format!("puts `{token}` around every text, {}", no_row(id, vocab_size))));
+        }
+        let pieces = Arc::new(attempt(|| Ok(Pieces::new(&inner, vocab))).map_err(|e| text_error(&path, e))??);
+        let in_model = |id: Option<u32>| id.filter(|&id| (id as usize) < vocab_size);
+        Ok(Tokenizer { inner, pieces, prefix, suffix, bos: in_model(bos), eos: in_model(eos), vocab, rows: vocab_size })
     }
 
     /// Token ids of `text`; special tokens written out in it become their ids. `add_special_tokens` puts those the
     /// model wants around a whole text (a BOS), which text from a chat template already has.
     ///
     /// # Errors
-    /// [`Error::Text`] when the tokenizer cannot represent the text.
+    /// [`Error::Text`] when the tokenizer cannot represent the text; [`Error::Input`] when it holds a token that the model
+    /// has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = guard(|| self.inner.encode_fast(text, false))
+        let encoding = attempt(|| self.inner.encode_fast(text, false))
             .map_err(|reason| Error::Text { what: "tokenizer".to_string(), reason })?;
-        if !add_special_tokens {
-            return Ok(encoding.get_ids().to_vec());
+        let ids = encoding.get_ids();
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.rows) {
+            let token = self.id_to_token(id).unwrap_or_default();
+            return Err(Error::input("text", format!("holds `{token}`, {}", no_row(id, self.rows))));
         }
-        Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
+        if !add_special_tokens {
+            return Ok(ids.to_vec());
+        }
+        Ok([&self.prefix, ids, &self.suffix].concat())
     }
 
     /// Text of `ids`, with or without special tokens; ids without a token have no text.
@@ -147,12 +154,12 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Begin-of-sequence id of tokenizer_config.json or special_tokens_map.json.
+    /// Begin-of-sequence id of tokenizer_config.json or special_tokens_map.json, where the model has it.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
     }
 
-    /// End-of-sequence id of tokenizer_config.json or special_tokens_map.json; config.json and
+    /// End-of-sequence id of tokenizer_config.json or special_tokens_map.json, where the model has it; config.json and
     /// generation_config.json may name more.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos
@@ -164,9 +171,42 @@ impl Tokenizer {
     }
 }
 
+/// Of a model's vocabulary, the part of the base vocabulary that may lie beyond it: more is another model's tokenizer.
+const BEYOND: usize = 16;
+
+/// One more than the greatest id that the model has a row for; warns of tokens beyond.
+fn fitting_ids(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Result<usize, String> {
+    let ids = inner.get_vocab(true);
+    let vocab = ids.values().max().map_or(0, |&id| id as usize + 1);
+    if vocab == 0 {
+        return Err("its vocabulary is empty".to_string());
+    }
+    if vocab <= vocab_size {
+        return Ok(vocab);
+    }
+    let added = inner.get_added_tokens_decoder().into_keys().filter(|&id| id as usize >= vocab_size).count();
+    if vocab - vocab_size > added + vocab_size / BEYOND {
+        return Err(format!(
+            "has {vocab} token ids, but the model's vocabulary (vocab_size in config.json) has {vocab_size}: \
+             this is another model's tokenizer"
+        ));
+    }
+    let beyond = ids.iter().filter(|&(_, &id)| id as usize >= vocab_size);
+    let first = beyond.min_by_key(|(_, id)| **id).map_or("", |(token, _)| token);
+    tracing::warn!(
+        "the tokenizer has {vocab} token ids, the model {vocab_size}: text that holds `{first}` or another of those beyond is refused"
+    );
+    Ok(vocab_size)
+}
+
+/// Why a token cannot be used.
+fn no_row(id: u32, vocab_size: usize) -> String {
+    format!("token {id}, which the model lacks: its vocabulary (vocab_size in config.json) has {vocab_size}")
+}
+
 /// The special tokens that tokenizer.json's post-processor puts before and after a text.
 fn around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
-    let ids = |special| guard(|| inner.encode_fast("a", special)).map(|e| e.get_ids().to_vec());
+    let ids = |special| attempt(|| inner.encode_fast("a", special)).map(|e| e.get_ids().to_vec());
     let (bare, full) = (ids(false)?, ids(true)?);
     match (0..=full.len().saturating_sub(bare.len())).find(|&at| full[at..].starts_with(&bare)) {
         Some(at) => Ok((full[..at].to_vec(), full[at + bare.len()..].to_vec())),
@@ -175,9 +215,9 @@ fn around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String>
 }
 
 /// Runs a call into the `tokenizers` crate, which panics on some malformed files; that too becomes an error.
-fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("is malformed in a way that its parser does not explain".to_string()),
+fn attempt<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match guard(call) {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err("its parts do not fit together, in a way that its parser does not explain".to_string()),
     }
 }

@@ -108,7 +108,7 @@ impl Build {
         let notes = checkpoint.check(&[Expected::Linear { name: "m".into(), n: N, k: K, bias: false }])?;
         checkpoint.linear_scheme("m")?;
         checkpoint.linear("m")?;
-        Ok(notes)
+        Ok(notes.into_iter().map(|note| note.text).collect())
     }
 }
 

@@ -230,6 +230,32 @@ fn generation_defaults() {
             top_k: Some(20),
             min_p: Some(0.1),
             repetition_penalty: Some(1.05),
+            ..GenerationConfig::default()
+        }
+    );
+    let all = generation(
+        r#"{"suppress_tokens": [3, 4], "begin_suppress_tokens": 5, "bad_words_ids": [[1], [2, 3]], "sequence_bias": [[[4, 5], -1.5]],
+            "no_repeat_ngram_size": 3, "min_new_tokens": 2, "max_new_tokens": 7, "max_length": 20, "stop_strings": "END",
+            "top_k": -1, "top_p": 0, "num_beams": 1, "num_beam_groups": 1, "typical_p": 1.0, "guidance_scale": null, "max_time": 2,
+            "penalty_alpha": 0.6, "use_cache": true, "pad_token_id": 99, "forced_eos_token_id": [], "future": "x"}"#,
+    );
+    assert_eq!(
+        all.unwrap(),
+        GenerationConfig {
+            eos_token_ids: vec![2],
+            top_k: Some(0),
+            top_p: Some(0.0),
+            suppress_tokens: vec![3, 4],
+            begin_suppress_tokens: vec![5],
+            bad_words_ids: vec![vec![1], vec![2, 3]],
+            sequence_bias: vec![(vec![4, 5], -1.5)],
+            no_repeat_ngram_size: 3,
+            min_new_tokens: 2,
+            max_new_tokens: Some(7),
+            max_length: Some(20),
+            stop_strings: vec!["END".into()],
+            unused: vec!["max_time".into(), "penalty_alpha".into(), "future".into()],
+            ..GenerationConfig::default()
         }
     );
     assert_eq!(generation("{}").unwrap(), GenerationConfig { eos_token_ids: vec![2], ..GenerationConfig::default() });
@@ -242,6 +268,15 @@ fn generation_defaults() {
         (r#"{"eos_token_id": 16}"#, "eos_token_id"),
         (r#"{"eos_token_id": [1, 1e9]}"#, "eos_token_id"),
         (r#"{"top_p": 1.5}"#, "top_p"),
+        (r#"{"top_k": -2}"#, "top_k"),
+        (r#"{"suppress_tokens": [16]}"#, "suppress_tokens"),
+        (r#"{"bad_words_ids": [1]}"#, "bad_words_ids"),
+        (r#"{"bad_words_ids": [[]]}"#, "bad_words_ids"),
+        (r#"{"bad_words_ids": [[-1]]}"#, "bad_words_ids"),
+        (r#"{"sequence_bias": [[[1]]]}"#, "sequence_bias"),
+        (r#"{"sequence_bias": [[[1], "x"]]}"#, "sequence_bias"),
+        (r#"{"max_new_tokens": -1}"#, "max_new_tokens"),
+        (r#"{"stop_strings": [1]}"#, "stop_strings"),
         (r#"{"top_k": -3}"#, "top_k"),
         (r#"{"do_sample": 1}"#, "do_sample"),
         (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),

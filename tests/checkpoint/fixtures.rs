@@ -38,7 +38,7 @@ fn golden_checkpoints_open_check_and_read() {
         // What an FP8 file says of activations is told; nothing else about these files is.
         let is_fp8 = dir.to_string_lossy().contains("fp8-");
         assert_eq!(notes.len(), usize::from(is_fp8), "{}: {notes:?}", dir.display());
-        assert!(notes.iter().all(|note| note.contains("activations in FP8")), "{notes:?}");
+        assert!(notes.iter().all(|note| note.text.contains("activations in FP8")), "{notes:?}");
         for item in &expected {
             match item {
                 Expected::Tensor { name, shape } => {

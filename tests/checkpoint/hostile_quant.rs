@@ -70,10 +70,9 @@ fn numbers_of_the_configuration_are_bounded() {
 #[test]
 fn what_is_not_supported_is_named() {
     assert_error(
-        gptq().set("checkpoint_format", json!("marlin")).load(),
-        &["checkpoint_format", "marlin", "Use the checkpoint"],
+        gptq().set("checkpoint_format", json!("bitblas")).load(),
+        &["checkpoint_format", "bitblas", "Use the checkpoint"],
     );
-    assert_error(gptq().set("is_marlin_format", json!(true)).load(), &["GPTQ weights in the layout"]);
     assert_error(awq().set("version", json!("exllama")).load(), &["version", "exllama"]);
     for method in ["exl2", "fbgemm_fp8", "quip", "marlin"] {
         let error = assert_error(
@@ -87,7 +86,7 @@ fn what_is_not_supported_is_named() {
         ("transform_config", json!({"config_groups": {"u": {}}})),
         ("sparsity_config", json!({"format": "sparse-24-bitmask"})),
         ("moe_sparsity_config", json!({"x": 1})),
-        ("quantization_status", json!("frozen")),
+        ("quantization_status", json!("thawed")),
         ("format", json!("nvfp4-pack-quantized")),
         ("format", json!("marlin-24")),
         ("config_groups", json!(7)),

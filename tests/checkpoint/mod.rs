@@ -3,6 +3,8 @@
 mod arbitrary;
 mod build;
 mod config;
+mod contradictions;
+mod foreign;
 mod fixtures;
 mod formats;
 mod head;
@@ -11,4 +13,5 @@ mod hostile_bitnet;
 mod hostile_bnb;
 mod hostile_fp8;
 mod hostile_quant;
+mod tool_fields;
 mod written;

@@ -3,6 +3,7 @@
 mod chat;
 mod errors;
 mod eval;
+mod faults;
 mod generate;
 mod qat;
 mod quantize;

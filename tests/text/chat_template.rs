@@ -47,6 +47,48 @@ fn renders_as_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+/// Python's string methods, Jinja's filters and functions, and `%`: each line against Jinja2 (tests/fixtures/chat/methods.py).
+#[test]
+fn methods_and_filters_are_jinjas() {
+    let golden: Vec<(String, String)> =
+        serde_json::from_slice(&fs::read("tests/fixtures/chat/methods.json").unwrap()).unwrap();
+    assert!(golden.len() >= 15);
+    let mut wrong = Vec::new();
+    for (template, expected) in golden {
+        let got = ChatTemplate::from_source(&template, BTreeMap::new()).and_then(|t| t.render(&user("hi")));
+        if got.as_ref().ok() != Some(&expected) {
+            wrong.push(format!("{template}\nexpected {expected:?}\ngot      {got:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn methods_that_cannot_be_end_in_an_error() {
+    let refused = |template: &str| match ChatTemplate::from_source(template, BTreeMap::new())
+        .and_then(|t| t.render(&user("hi")))
+    {
+        Err(Error::Text { reason, .. }) => reason,
+        other => panic!("{template}: {other:?}"),
+    };
+    for (template, part) in [
+        ("{{ 'a'.index('b') }}", "not found"),
+        ("{{ 'a'.split('') }}", "separator is empty"),
+        ("{{ 'a'.partition('') }}", "separator is empty"),
+        ("{{ 'a'.zfill(10000000000) }}", "65536"),
+        ("{{ 'a'.center(100000) }}", "65536"),
+        ("{{ [1].append(2) }}", "would change a list"),
+        ("{{ 'a'|truncate(2) }}", "3 or more"),
+        ("{{ ['a']|sum }}", "cannot add"),
+        ("{{ '%d' % 'a' }}", ""),
+        ("{{ 'a'.nonsense() }}", "nonsense"),
+        ("{{ 'a' % ", "syntax"),
+    ] {
+        let reason = refused(template);
+        assert!(reason.contains(part), "{template}: {reason}");
+    }
+}
+
 #[test]
 fn hostile_templates_end_in_an_error() {
     let cases = [

@@ -1,3 +1,4 @@
 mod chat_template;
 mod stop;
 mod tokenizer;
+mod tokenizer_files;

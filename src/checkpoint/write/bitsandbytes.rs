@@ -7,23 +7,21 @@ use serde_json::{Value, json};
 use super::super::bitsandbytes::LEARNED_TABLES;
 use super::{OutTensor, Written};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
 use crate::quant::codebook::{DoubleQuant, dynamic_map};
 use crate::quant::{ActQuant, Codebook, QuantWeight};
 
 /// Block sizes that bitsandbytes has kernels for.
 const BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
+/// Whether bitsandbytes has blocks of this size.
+pub(super) fn has_blocks_of(size: usize) -> bool {
+    BLOCKS.contains(&size)
+}
+
 /// `weight`, `absmax`, `quant_map` and the state, for a model of `dtype`. Groups of a row become blocks of the flattened
 /// weight, which they divide.
-pub(super) fn table(name: &str, q: &QuantWeight, double_quant: bool, dtype: DType) -> Result<Vec<OutTensor>> {
+pub(super) fn table(name: &str, q: &QuantWeight, double_quant: bool, dtype: DType) -> Vec<OutTensor> {
     let quant_type = q.encoding.codebook().map_or("", Codebook::name);
-    if !BLOCKS.contains(&q.group_size) {
-        return Err(Error::unsupported(
-            format!("`{name}`: {} inputs in blocks that bitsandbytes has, 32 to 4096 by powers of two", q.k),
-            "Use a --group-size of which 32 or more divide the inputs of every layer, or a --rule that skips this one",
-        ));
-    }
     let at = |suffix: &str| format!("{name}.weight.{suffix}");
     let mut state = json!({
         "quant_type": quant_type,
@@ -45,7 +43,7 @@ pub(super) fn table(name: &str, q: &QuantWeight, double_quant: bool, dtype: DTyp
         all.push(OutTensor::floats(at("absmax"), DType::F32, &[q.scales.len()], &q.scales));
     }
     all.push(json_tensor(at(&format!("quant_state.bitsandbytes__{quant_type}")), &state));
-    Ok(all)
+    all
 }
 
 /// A learned table: as [`table`], with `absmax` in `scale_type`.

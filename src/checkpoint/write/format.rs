@@ -10,6 +10,7 @@ use super::{OutTensor, Written, bitsandbytes, hqq};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quant::pack::{AWQ_ORDER, Packing};
+use crate::quant::table::columns_of_block;
 use crate::quant::{ActQuant, Codebook, Encoding, QuantWeight, Scheme};
 
 /// A format of quantized checkpoints.
@@ -147,6 +148,46 @@ impl Format {
         }
     }
 
+    /// Fails when no program could load a layer of `n` outputs and `k` inputs with this scheme.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the layer, the numbers that do not fit, and what would.
+    pub fn check_sizes(self, name: &str, n: usize, k: usize, scheme: &Scheme) -> Result<()> {
+        let group = scheme.group_size.filter(|&g| g != k);
+        let uneven = group.filter(|&g| !k.is_multiple_of(g)).map(|g| format!("{k} inputs in groups of {g}"));
+        let grouped = "Use a --group-size that divides the inputs of every layer (or 0), --format gptq or compressed-tensors, whose \
+                       last group may be short, or a --rule that skips this layer";
+        let (what, advice) = match self {
+            Format::Awq if let Some(uneven) = uneven => (uneven, grouped),
+            // A word has the codes of eight outputs (AutoAWQ's gemm).
+            Format::Awq if !n.is_multiple_of(8) => {
+                (format!("{n} outputs, no multiple of 8"), "Use --format gptq or compressed-tensors")
+            }
+            // A group that is longer than a row is the row.
+            Format::Hqq => match uneven
+                .filter(|_| group < Some(k))
+                .or_else(|| hqq::misfit(n * (k / group.map_or(k, |g| g.min(k))), scheme.weight_bits))
+            {
+                Some(misfit) => (
+                    misfit,
+                    "Use a --group-size that divides the inputs of every layer, or a --rule that skips this one",
+                ),
+                None => return Ok(()),
+            },
+            Format::BitsAndBytes { .. }
+                if scheme.encoding.codebook().is_some()
+                    && !bitsandbytes::has_blocks_of(columns_of_block(scheme.group_size.unwrap_or(k), k)) =>
+            {
+                (
+                    format!("{k} inputs in blocks that bitsandbytes has, 32 to 4096 by powers of two"),
+                    "Use a --group-size of which 32 or more divide the inputs of every layer, or a --rule that skips this one",
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::unsupported(format!("`{name}`: {what} in the format {}", self.name()), advice))
+    }
+
     /// The weight as reading its file gives it: `q` itself, but for scales that the format rounds once more.
     pub fn as_read(self, q: &QuantWeight) -> Cow<'_, QuantWeight> {
         match self {
@@ -160,15 +201,16 @@ impl Format {
     /// The tensors of one linear layer, all but its bias, in a model of `dtype`; scales are of [`Format::scale_type`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when the layer's sizes do not fit the format.
+    /// [`Error::Unsupported`] when the layer's sizes do not fit the format ([`Format::check_sizes`]), or its zero points.
     pub fn tensors(self, name: &str, q: &QuantWeight, activation: ActQuant, dtype: DType) -> Result<Vec<OutTensor>> {
+        self.check_sizes(name, q.n, q.k, &q.scheme(activation))?;
         match self {
             Format::BitsAndBytes { double_quant } if q.encoding.codebook().is_some() => {
-                bitsandbytes::table(name, q, double_quant, dtype)
+                Ok(bitsandbytes::table(name, q, double_quant, dtype))
             }
             Format::BitsAndBytes { .. } => Ok(bitsandbytes::int8(name, q)),
             Format::Codebook => Ok(bitsandbytes::learned(name, q, self.scale_type(dtype))),
-            Format::Hqq => hqq::tensors(name, q, dtype),
+            Format::Hqq => Ok(hqq::tensors(name, q, dtype)),
             Format::Gptq => gptq(name, q, 1),
             Format::GptqV2 => gptq(name, q, 0),
             Format::Awq => awq(name, q),
@@ -229,12 +271,6 @@ fn whole(name: &str, zeros: &[f32], offset: f32, bits: u8) -> Result<Vec<u8>> {
 /// AutoAWQ's gemm layout: eight outputs a word, in [`AWQ_ORDER`].
 fn awq(name: &str, q: &QuantWeight) -> Result<Vec<OutTensor>> {
     let (n, k, groups) = (q.n, q.k, q.groups());
-    if !n.is_multiple_of(8) {
-        return Err(Error::unsupported(
-            format!("`{name}`: {n} outputs in the format awq, which has multiples of 8"),
-            "Use --format gptq or compressed-tensors",
-        ));
-    }
     let pack = |row: &[u8], words: &mut [u32]| {
         for (word, codes) in words.iter_mut().zip(row.chunks_exact(8)) {
             *word = (0..8).fold(0, |w, i| w | u32::from(codes[AWQ_ORDER[i]]) << (4 * i));

@@ -7,26 +7,16 @@ use super::super::hqq::Storage;
 use super::bitsandbytes::torch_name;
 use super::{OutTensor, Written};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
 use crate::quant::QuantWeight;
 
 /// Everything of one layer but its bias, with scales and zero points of `dtype`, the model's own type: the library computes
 /// in the type that it finds.
-pub(super) fn tensors(name: &str, q: &QuantWeight, dtype: DType) -> Result<Vec<OutTensor>> {
-    let unsupported = |what: String| {
-        Error::unsupported(
-            format!("`{name}`: {what} in the format hqq"),
-            "Use another --group-size, or a --rule that skips this layer",
-        )
-    };
+///
+/// # Panics
+/// If the sizes are none that [`Format::check_sizes`](super::Format::check_sizes) lets pass: a bug of the caller.
+pub(super) fn tensors(name: &str, q: &QuantWeight, dtype: DType) -> Vec<OutTensor> {
     let rows = q.n * q.groups();
-    if !q.k.is_multiple_of(q.group_size) {
-        return Err(unsupported(format!("{} inputs in groups of {}", q.k, q.group_size)));
-    }
-    let storage = Storage::of_bits(q.bits).ok_or_else(|| unsupported(format!("{} bits", q.bits)))?;
-    if !storage.pads() && !rows.is_multiple_of(storage.per_word()) {
-        return Err(unsupported(format!("{rows} groups, no multiple of {}", storage.per_word())));
-    }
+    let storage = Storage::of_bits(q.bits).expect("bits that hqq has");
     let at = |suffix: &str| format!("{name}.{suffix}");
     let flag = |suffix: &str, value: bool| OutTensor::raw(at(suffix), Dtype::U8, &[], vec![u8::from(value)]);
     let number =
@@ -35,7 +25,7 @@ pub(super) fn tensors(name: &str, q: &QuantWeight, dtype: DType) -> Result<Vec<O
     let shape = [q.n as i64, q.k as i64].iter().flat_map(|x| x.to_le_bytes()).collect();
     let (packed_type, packed) = storage.pack(&q.codes, q.group_size);
     let packed_rows = rows.div_ceil(storage.per_word());
-    Ok(vec![
+    vec![
         OutTensor::raw(at("W_q"), packed_type, &[packed_rows, q.group_size], packed),
         OutTensor::floats(at("scale"), dtype, &[rows, 1], &q.scales),
         OutTensor::floats(at("zero"), dtype, &[rows, 1], &q.zeros),
@@ -55,7 +45,14 @@ pub(super) fn tensors(name: &str, q: &QuantWeight, dtype: DType) -> Result<Vec<O
         flag("channel_wise", true),
         flag("optimize", true),
         flag("round_zero", false),
-    ])
+    ]
+}
+
+/// What about `rows` groups of `bits` does not fit the library's words.
+pub(super) fn misfit(rows: usize, bits: u8) -> Option<String> {
+    let Some(storage) = Storage::of_bits(bits) else { return Some(format!("{bits} bits")) };
+    let fits = storage.pads() || rows.is_multiple_of(storage.per_word());
+    (!fits).then(|| format!("{rows} groups, no multiple of {}", storage.per_word()))
 }
 
 /// `quantization_config`.

@@ -17,11 +17,32 @@ use crate::error::{Error, Result};
 
 /// Bytes of a shard at most, as transformers has it; a larger tensor is a shard of its own.
 const SHARD_BYTES: usize = 5_000_000_000;
-/// Files of a model directory that are not copied: weights and what describes them.
-const REPLACED: [&str; 4] =
-    ["config.json", "model.safetensors.index.json", "quantize_config.json", "quant_config.json"];
+/// Files that hold for the quantized model as for its source: tokenizer, chat template, generation settings. All else (weights,
+/// results, samples) is the source's own.
+const COPIED: [&str; 13] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+/// Beginnings of the names of licences and notices, in capitals.
+const LICENCES: [&str; 6] = ["LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY", "USAGE_POLICY"];
+/// The model card.
+const CARD: &str = "README.md";
 
-/// A checkpoint in the making.
+/// What tells runs apart.
+const RUN: &str = "run.json";
+
+/// A checkpoint in the making. Dropped before anything was made, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Output {
     dst: PathBuf,
@@ -43,7 +64,7 @@ impl Output {
         let mut work = name.to_os_string();
         work.push(".partial");
         let mut output = Output { dst: dst.to_path_buf(), work: dst.with_file_name(work), parts: 0 };
-        let state = output.work.join("run.json");
+        let state = output.work.join(RUN);
         if output.work.is_dir() && state.is_file() {
             let found = fs::read(&state).map_err(Error::io(&state))?;
             if serde_json::from_slice::<Value>(&found).ok().as_ref() != Some(fingerprint) {
@@ -61,6 +82,12 @@ impl Output {
             output.write(&state, fingerprint.to_string().as_bytes())?;
         }
         Ok(output)
+    }
+
+    /// Whether the directory holds nothing but its beginning.
+    fn is_empty(&self) -> bool {
+        let names = fs::read_dir(&self.work).map(|entries| entries.flatten().map(|entry| entry.file_name()).collect());
+        names.is_ok_and(|names: Vec<_>| names.iter().all(|name| name == RUN))
     }
 
     /// Parts that are there already.
@@ -127,11 +154,13 @@ impl Output {
         Ok(chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
     }
 
-    /// Puts all parts into shards, adds every tensor of `source` that no part has and is not in `replaced`, the files beside the weights,
-    /// config.json with the fields `changes`, and `extra` files; then gives the directory its name.
+    /// Puts all parts into shards, adds every tensor of `source` that no part has and is not in `replaced`, the files beside the weights
+    /// that hold for both, config.json with the fields `changes`, and `extra` files; then gives the directory its name. `done` is a
+    /// sentence for the model card, without its full stop.
     pub fn finish(
         self,
         source: &Checkpoint,
+        done: &str,
         replaced: &[String],
         changes: &[(&str, Value)],
         extra: &[(&str, Vec<u8>)],
@@ -149,11 +178,9 @@ impl Output {
             .filter(|(name, _)| parts.get(name).is_none() && !replaced.iter().any(|r| r == name))
             .map(|(name, entry)| (name, Stored { shards: &source.shards, entry }));
         write_shards(&whole, made.chain(kept).collect())?;
-        copy_files(source.dir.path(), &whole)?;
-        let mut config = source_config(source)?;
-        for (field, value) in changes {
-            config[*field] = value.clone();
-        }
+        copy_files(source.dir.path(), &whole, done)?;
+        let mut config = source.raw_config()?;
+        config.extend(changes.iter().map(|(field, value)| ((*field).to_owned(), value.clone())));
         let text = serde_json::to_vec_pretty(&config).map_err(|e| Error::file(&whole, e.to_string()))?;
         for (name, bytes) in extra.iter().map(|(n, b)| (*n, b)).chain([("config.json", &text)]) {
             self.write(&whole.join(name), bytes)?;
@@ -185,6 +212,15 @@ impl Output {
         let mut file = File::create(&aside).map_err(Error::io(&aside))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&aside))?;
         fs::rename(&aside, path).map_err(Error::io(path))
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.is_empty() {
+            // Nobody is left to tell of a failure, and it loses nothing.
+            let _ = fs::remove_dir_all(&self.work);
+        }
     }
 }
 
@@ -250,24 +286,35 @@ fn write_shards(dir: &Path, tensors: Vec<(&str, Stored)>) -> Result<()> {
     Ok(())
 }
 
-/// Copies plain files beside the weights: tokenizer, chat template, generation defaults, licence.
-fn copy_files(from: &Path, to: &Path) -> Result<()> {
+/// Copies what holds for the new model too, licences, and the model card with a line that says what was done.
+fn copy_files(from: &Path, to: &Path, done: &str) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io(from))? {
         let entry = entry.map_err(Error::io(from))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let weights = [".safetensors", ".bin", ".pt", ".pth", ".gguf"].iter().any(|end| name.ends_with(end));
-        if !weights && !name.starts_with('.') && !REPLACED.contains(&name.as_str()) && entry.path().is_file() {
-            let target = to.join(&name);
-            // Not fs::copy, which would keep a read-only mode.
-            let bytes = fs::read(entry.path()).map_err(Error::io(entry.path()))?;
-            fs::write(&target, bytes).map_err(Error::io(&target))?;
+        let is_licence = LICENCES.iter().any(|start| name.to_uppercase().starts_with(start));
+        let copied = COPIED.contains(&name.as_str()) || name == CARD || is_licence;
+        if !copied || !entry.path().is_file() {
+            continue;
         }
+        // Not fs::copy, which would keep a read-only mode.
+        let mut bytes = fs::read(entry.path()).map_err(Error::io(entry.path()))?;
+        if name == CARD {
+            bytes = card(&String::from_utf8_lossy(&bytes), done).into_bytes();
+        }
+        let target = to.join(&name);
+        fs::write(&target, bytes).map_err(Error::io(&target))?;
     }
     Ok(())
 }
 
-fn source_config(source: &Checkpoint) -> Result<Value> {
-    read_json(&source.dir.path().join("config.json"))
+/// A model card that begins, behind its metadata, with what was done to the model.
+fn card(source: &str, done: &str) -> String {
+    let line = format!("> {done}. What follows describes the model that this one was made from.\n\n");
+    let end = source.strip_prefix("---").and_then(|rest| Some(3 + rest.find("\n---")? + 4));
+    let end = end.and_then(|end| Some(end + source[end..].find('\n')? + 1));
+    let (metadata, text) = source.split_at(end.unwrap_or(0));
+    let gap = if metadata.is_empty() { "" } else { "\n" };
+    format!("{metadata}{gap}{line}{}", text.trim_start_matches(['\r', '\n']))
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -285,4 +332,19 @@ pub(super) fn write_error(path: &Path, error: SafeTensorError) -> Error {
 
 pub(super) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::card;
+
+    #[test]
+    fn cards_say_first_what_was_done() {
+        let line = "> done. What follows describes the model that this one was made from.\n\n";
+        assert_eq!(card("# A model\n", "done"), format!("{line}# A model\n"));
+        let metadata = "---\nlicense: mit\n---\n";
+        assert_eq!(card(&format!("{metadata}\n# A model\n"), "done"), format!("{metadata}\n{line}# A model\n"));
+        assert_eq!(card("--- no end", "done"), format!("{line}--- no end"));
+        assert_eq!(card("", "done"), line);
+    }
 }

@@ -36,7 +36,7 @@ pub(super) fn prompts_of_text(ids: &[u32]) -> Vec<Vec<u32>> {
 /// Prompts of a file: one a line, blank lines passed over; in a file named `*.jsonl` each line is a JSON string or an object
 /// with `prompt`.
 pub(super) fn prompts_of_file(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = crate::cli::read_text(path)?;
     let is_json = path.extension().is_some_and(|e| e == "jsonl");
     let mut prompts = Vec::new();
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {

@@ -276,7 +276,7 @@ impl Args {
     /// The text of `--text`, and its file.
     fn read_text(&self) -> Result<(PathBuf, String)> {
         let path = self.text.clone().ok_or_else(missing_text)?;
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = crate::cli::read_text(&path)?;
         Ok((path, text))
     }
 

@@ -44,7 +44,7 @@ struct Choice {
 /// # Errors
 /// [`Error::Io`]; [`Error::Input`] naming file and line for what is not a question, or longer than `positions` tokens.
 pub fn read(path: &Path, tokenizer: &Tokenizer, positions: usize) -> Result<Vec<Item>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = crate::cli::read_text(path)?;
     let mut items = Vec::new();
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
         let bad = |reason: String| Error::input(format!("--tasks: {} line {line}", path.display()), reason);

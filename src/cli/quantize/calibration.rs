@@ -24,7 +24,7 @@ pub(super) fn calibrate(path: &Path, source: &Checkpoint, samples: usize, contex
 
 /// The tokens of a text, at least one window of them, and its SHA-256.
 pub(super) fn encode(path: &Path, source: &Checkpoint, context: usize) -> Result<(Vec<u32>, String)> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = crate::cli::read_text(path)?;
     let ids = Tokenizer::load(source.dir(), source.config().vocab_size)?.encode(&text, false)?;
     if ids.len() < context {
         let reason = format!(

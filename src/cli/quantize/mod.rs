@@ -18,7 +18,7 @@ use crate::checkpoint::write::Output;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::linear_names;
-use crate::models::quantize::{Estimate, Observer, Progress, check_target, quantize};
+use crate::models::quantize::{Estimate, Observer, Progress, check, check_values, quantize};
 
 use super::options::open_checkpoint;
 use super::{Outcome, output};
@@ -171,8 +171,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let names = linear_names(source.config());
     let recipe = args.recipe(&names)?;
     let written = recipe.written(&names);
-    recipe.format.check(&written)?;
-    check_target(&source, &recipe)?;
+    check(&source, &recipe)?;
     if args.method == MethodName::Qat {
         return qat::run(args, &source, &recipe, &written);
     }
@@ -196,6 +195,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         Some(path) if recipe.needs_calibration() => Some(calibrate(path, &source, samples, context)?),
         _ => None,
     };
+    check_values(&source, &recipe)?;
     let fingerprint = fingerprint(&source, &recipe, calibration.as_ref())?;
     let output = Output::begin(&args.destination, &fingerprint)?;
     let layers = source.config().num_layers + usize::from(recipe.head.is_some());

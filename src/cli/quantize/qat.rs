@@ -78,8 +78,8 @@ mod with_autograd {
     use super::*;
     use crate::checkpoint::write::Output;
     use crate::cli::output;
-    use crate::models::quantize::Calibration;
     use crate::models::quantize::qat::{QatOptions, estimate, qat};
+    use crate::models::quantize::{Calibration, check_values};
 
     impl Args {
         fn options(&self) -> QatOptions {
@@ -112,6 +112,7 @@ mod with_autograd {
         let (mut ids, text_sha256) = encode(path, source, context)?;
         ids.truncate(ids.len() / context * context);
         let text = Calibration { ids, context, text_sha256 };
+        check_values(source, recipe)?;
         let mut fingerprint = fingerprint(source, recipe, Some(&text))?;
         fingerprint["qat"] = options.json();
         let output = Output::begin(&args.destination, &fingerprint)?;

@@ -38,12 +38,18 @@ pub(super) fn finish(
         "layers": layers,
     });
     let (text, html) = (page::pretty(&report).into_bytes(), page::render(&report)?.into_bytes());
-    let mut replaced: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
+    // Biases that the model has are in the parts; others are not its own.
+    let mut replaced: Vec<String> =
+        names.iter().flat_map(|name| ["weight", "bias"].map(|suffix| format!("{name}.{suffix}"))).collect();
     let mut changes = vec![("quantization_config", recipe.format.config(&written, dtype))];
     if recipe.head.is_some() {
         replaced.push("lm_head.weight".into());
+    }
+    if recipe.head.is_some() || !source.config().tie_word_embeddings {
         changes.push(("tie_word_embeddings", json!(false)));
     }
-    output.finish(source, &replaced, &changes, &[(REPORT, text), (PAGE, html)])?;
+    let done =
+        format!("Quantized by lowbit {}: {written}, in the format {}", env!("CARGO_PKG_VERSION"), recipe.format.name());
+    output.finish(source, &done, &replaced, &changes, &[(REPORT, text), (PAGE, html)])?;
     Ok(report)
 }

@@ -10,7 +10,7 @@ use crate::quant::{ActQuant, LinearWeight, QuantWeight, Weight};
 
 use super::super::layer::{DecoderLayer, Projections};
 use super::super::role::{LinearRole, Slot};
-use super::super::spec::{LayerSpec, TensorSpec};
+use super::super::spec::{LayerSpec, LinearSpec, ModelSpec, TensorSpec};
 use super::recipe::LayerScheme;
 
 /// A linear layer: floating point until it is quantized.
@@ -32,8 +32,8 @@ pub(super) struct HostLinear {
 }
 
 impl HostLinear {
-    fn read(checkpoint: &Checkpoint, name: &str, scheme: Option<LayerScheme>) -> Result<HostLinear> {
-        let linear = checkpoint.linear(name)?;
+    fn read(checkpoint: &Checkpoint, spec: &LinearSpec, scheme: Option<LayerScheme>) -> Result<HostLinear> {
+        let (name, linear) = (spec.name.as_str(), spec.read(checkpoint)?);
         let Weight::Dense { n, k, data } = linear.weight else {
             return Err(Error::unsupported(
                 format!("`{name}`: quantizing what is quantized already"),
@@ -42,38 +42,24 @@ impl HostLinear {
         };
         let bias_name = format!("{name}.bias");
         let bias_type = if linear.bias.is_some() { checkpoint.tensor(&bias_name)?.dtype() } else { DType::F32 };
-        let tensor = format!("{name}.weight");
-        let dense = HostLinear::dense(checkpoint, name, &tensor, [n, k], &data, scheme)?;
-        Ok(HostLinear { bias: linear.bias, bias_type, ..dense })
+        Ok(HostLinear { bias: linear.bias, bias_type, ..HostLinear::dense(name, [n, k], &data, scheme) })
     }
 
     /// The output head, where it is tied a copy of the embedding.
     pub(super) fn head(checkpoint: &Checkpoint, scheme: LayerScheme) -> Result<HostLinear> {
-        let config = checkpoint.config();
-        if !config.tie_word_embeddings {
-            return HostLinear::read(checkpoint, "lm_head", Some(scheme));
+        let ModelSpec { embedding, head, is_head_tied, .. } = ModelSpec::new(checkpoint.config());
+        if !is_head_tied {
+            return HostLinear::read(checkpoint, &head, Some(scheme));
         }
-        let (tensor, shape) = ("model.embed_tokens.weight", [config.vocab_size, config.hidden_size]);
-        HostLinear::dense(checkpoint, "lm_head", tensor, shape, &checkpoint.tensor(tensor)?, Some(scheme))
+        let data = checkpoint.tensor(&embedding.name)?;
+        Ok(HostLinear::dense(&head.name, [head.n, head.k], &data, Some(scheme)))
     }
 
-    /// Without a bias; `tensor` is where the weight comes from, for errors.
-    fn dense(
-        checkpoint: &Checkpoint,
-        name: &str,
-        tensor: &str,
-        [n, k]: [usize; 2],
-        data: &HostData,
-        scheme: Option<LayerScheme>,
-    ) -> Result<HostLinear> {
+    /// Without a bias.
+    fn dense(name: &str, [n, k]: [usize; 2], data: &HostData, scheme: Option<LayerScheme>) -> HostLinear {
         let (name, weight, weight_type) = (name.to_owned(), data.to_f32(), data.dtype());
-        if let Some(i) = weight.iter().position(|w| !w.is_finite()) {
-            let reason =
-                format!("element [{}, {}] is {}; a weight to be quantized must be finite", i / k, i % k, weight[i]);
-            return Err(Error::tensor(checkpoint.dir(), tensor, reason));
-        }
         let bias_type = DType::F32;
-        Ok(HostLinear { name, n, k, weight, bias: None, weight_type, bias_type, scheme, quantized: None })
+        HostLinear { name, n, k, weight, bias: None, weight_type, bias_type, scheme, quantized: None }
     }
 
     /// Ends the work on a weight that stays in floating point: as its file will have it.
@@ -187,9 +173,9 @@ impl HostLayer {
             let what = "quantizing BitNet models: they are trained for ternary weights";
             return Err(Error::unsupported(what, "Use another model; this one runs as it is"));
         }
-        let linear = |name: &str| HostLinear::read(checkpoint, name, scheme(name));
+        let linear = |spec: &LinearSpec| HostLinear::read(checkpoint, spec, scheme(&spec.name));
         let norms = spec.parts.as_ref().try_map_norms(|norm| HostNorm::read(checkpoint, norm))?;
-        let parts = norms.try_map(|_, linears| linears.try_map(|_, spec| linear(&spec.name)))?;
+        let parts = norms.try_map(|_, linears| linears.try_map(|_, spec| linear(spec)))?;
         Ok(HostLayer { parts, attention: spec.attention, eps: config.rms_norm_eps })
     }
 

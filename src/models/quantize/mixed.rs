@@ -138,7 +138,7 @@ pub(super) fn choose(recipe: &Recipe, measured: &Value, target: f64) -> Result<(
 ///
 /// # Errors
 /// [`Error::Input`] with that number.
-pub fn check_target(source: &Checkpoint, recipe: &Recipe) -> Result<()> {
+pub(super) fn check_target(source: &Checkpoint, recipe: &Recipe) -> Result<()> {
     let Some(target) = recipe.target else { return Ok(()) };
     if !matches!(recipe.rounding, WeightRounding::Nearest | WeightRounding::Gptq(_)) {
         let reason = "not with this method; only those that end with rounding to nearest or gptq choose among widths";

@@ -4,6 +4,7 @@
 //! quantized layers before it, and is stored beside every finished layer, so that an interrupted run goes on where it
 //! was and ends with the same bytes.
 
+mod check;
 mod estimate;
 mod finish;
 mod head;
@@ -21,8 +22,8 @@ mod runner;
 mod sizes;
 mod sketch;
 
+pub use check::{check, check_values};
 pub use estimate::Estimate;
-pub use mixed::check_target;
 pub use recipe::{Activation, LayerScheme, Observer, Recipe, Target, Transform, WeightRounding};
 pub use rules::{Rule, overrides};
 pub use sketch::Sketch;
@@ -120,10 +121,9 @@ pub fn quantize(
 ) -> Result<Value> {
     let config = source.config();
     let spec = ModelSpec::new(config);
-    let names: Vec<String> = spec.linears().map(|linear| linear.name.clone()).collect();
-    recipe.format.check(&recipe.written(&names))?;
+    check(source, recipe)?;
     for note in source.check(&spec.expected())? {
-        tracing::info!("{note}");
+        note.log();
     }
     let calibration = match (recipe.needs_calibration(), calibration) {
         (true, None) => return Err(Error::input("--calib", "missing; this method looks at the inputs of layers")),
@@ -135,7 +135,6 @@ pub fn quantize(
     let dtype = embedding.dtype();
     let (recipe, mixed) = match (recipe.target, calibration) {
         (Some(target), Some(calibration)) => {
-            check_target(source, recipe)?;
             let measured = match output.recall("sensitivity")? {
                 Some(measured) => measured,
                 None => {
@@ -152,7 +151,7 @@ pub fn quantize(
         _ => (recipe.clone(), None),
     };
     let recipe = &recipe;
-    recipe.format.check(&recipe.written(&names))?;
+    check(source, recipe)?;
     let head = recipe.head(dtype);
     let total = spec.layers.len() + usize::from(head.is_some());
     let mut walk = match calibration {

@@ -125,15 +125,33 @@ fn facts(report: &Value) -> Vec<Value> {
     facts
 }
 
+/// A value of the report as people write it: `gptq (act order static, damp 0.01)`.
+fn in_words(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Array(all) => all.iter().map(in_words).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, &Value)| match value {
+                Value::Object(_) => format!("{} ({})", name.replace('_', " "), in_words(value)),
+                _ => format!("{} {}", name.replace('_', " "), in_words(value)),
+            };
+            fields.iter().map(field).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
 /// The fields of an object, those within others too, as text; long hashes are left to the JSON.
 fn pairs(object: &Value) -> Vec<Value> {
     let mut all = Vec::new();
     for (name, value) in object.as_object().into_iter().flatten() {
         let text = match value {
             Value::Null => continue,
-            Value::String(text) => text.clone(),
             Value::Object(fields) if fields.is_empty() => continue,
-            other => other.to_string(),
+            other => in_words(other),
         };
         if name != "sketch" {
             all.push(json!({ "name": name.replace('_', " "), "value": text }));
@@ -330,7 +348,7 @@ mod tests {
             .map(|i| json!({ "layer": i, "seconds": 2.5, "linears": [linear(i, "up_proj", 1e-3), linear(i, "down_proj", 2e-4)] }))
             .collect();
         json!({
-            "source": "<script>alert('x')</script> & co", "quantizer": "lowbit", "schemes": "w4a16", "recipe": { "scheme": "w4a16", "rules": { "a": "<b>" } },
+            "source": "<script>alert('x')</script> & co", "quantizer": "lowbit", "schemes": "w4a16", "recipe": { "scheme": "w4a16", "rules": { "a": "<b>" }, "rounding": { "gptq": { "act_order": "static", "damp": 0.01 } }, "fused": true },
             "calibration": { "tokens": 100, "text_sha256": "ab", "sketch": { "x": 1 } }, "layers": layers,
             "totals": { "bytes_before": 4 << 20, "bytes_after": 1 << 20, "linear_bits_per_weight": 4.125 },
         })
@@ -363,6 +381,8 @@ mod tests {
             "the middle group reaches from -0.400 to 0.350",
             "int8 reaches from -8.00 to 8.00",
             "&lt;b&gt;",
+            "gptq (act order static, damp 0.01)",
+            ">yes<",
         ] {
             assert!(page.contains(text), "{text} is not in the page");
         }

@@ -13,6 +13,8 @@ use crate::quant::grid::{Grid, Search};
 use crate::quant::ternary::Threshold;
 use crate::quant::{ActQuant, Codebook, Encoding, Scheme};
 
+use super::super::spec::ModelSpec;
+
 /// A change of the model before rounding that leaves its outputs as they are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Transform {
@@ -178,6 +180,11 @@ impl Recipe {
         (least..=8).filter(fits).collect()
     }
 
+    /// What a linear layer or the head becomes.
+    pub(super) fn becomes(&self, name: &str, spec: &ModelSpec) -> Option<LayerScheme> {
+        if name == spec.head.name { self.head(DType::F16) } else { self.layer(name, DType::F16) }
+    }
+
     /// What the head becomes, likewise.
     pub(super) fn head(&self, dtype: DType) -> Option<LayerScheme> {
         self.head.map(|layer| self.fit(layer, dtype))
@@ -198,7 +205,7 @@ impl Recipe {
     }
 
     /// A layer's scheme as its file will have it.
-    fn scheme(&self, layer: &LayerScheme) -> Scheme {
+    pub(super) fn scheme(&self, layer: &LayerScheme) -> Scheme {
         Scheme {
             weight_bits: layer.grid.bits,
             group_size: layer.grid.group_size,
@@ -243,7 +250,7 @@ impl Recipe {
             WeightRounding::Ternary(Threshold::AbsMean) => json!("ternary-absmean"),
             WeightRounding::Table(table) => json!(table.name()),
             WeightRounding::KMeans { sensitive } => json!({ "k-means": { "sensitive": sensitive } }),
-            WeightRounding::Gptq(o) => json!({ "gptq": { "act_order": format!("{:?}", o.act_order), "damp": o.damp } }),
+            WeightRounding::Gptq(o) => json!({ "gptq": { "act_order": words(&o.act_order), "damp": o.damp } }),
         };
         let overrides: BTreeMap<&String, Value> =
             self.overrides.iter().map(|(name, layer)| (name, self.layer_json(layer.as_ref()))).collect();
@@ -251,8 +258,11 @@ impl Recipe {
         all["overrides"] = json!(overrides);
         all["target"] = json!(self.target.map(|t| json!({ "bits_per_weight": t.bits_per_weight, "fused": t.fused })));
         all["head"] = self.layer_json(self.head.as_ref());
-        all["kv_scales"] = json!(self.kv_scales.map(|granularity| format!("{granularity:?}")));
-        all["transform"] = json!(format!("{:?}", self.transform));
+        all["kv_scales"] = json!(self.kv_scales.map(|granularity| words(&granularity)));
+        all["transform"] = match self.transform {
+            Transform::Smooth { alpha } => json!({ "smooth": { "alpha": alpha } }),
+            other => json!(words(&other)),
+        };
         all["rounding"] = rounding;
         all["true_sequential"] = json!(self.true_sequential);
         all["format"] = json!(self.format.name());
@@ -268,9 +278,32 @@ impl Recipe {
         };
         json!({
             "scheme": self.scheme(layer).to_string(),
-            "mapping": format!("{:?}", layer.grid.mapping),
+            "mapping": words(&layer.grid.mapping),
             "range": search,
-            "activation": format!("{:?}", layer.activation),
+            "activation": match layer.activation {
+                Activation::None => json!("16-bit"),
+                Activation::Dynamic { asymmetric } => json!({ "dynamic": { "asymmetric": asymmetric } }),
+                Activation::LlmInt8 { threshold } => json!({ "llm-int8": { "threshold": threshold } }),
+                Activation::Static { asymmetric, observer } => {
+                    let observer = match observer {
+                        Observer::Percentile(p) => format!("percentile {p}"),
+                        other => words(&other),
+                    };
+                    json!({ "static": { "asymmetric": asymmetric, "observer": observer } })
+                }
+            },
         })
     }
+}
+
+/// The name of a choice as flags spell it: `MaxClip` is `max-clip`.
+fn words(choice: &impl std::fmt::Debug) -> String {
+    let mut out = String::new();
+    for c in format!("{choice:?}").chars() {
+        if c.is_uppercase() && !out.is_empty() {
+            out.push('-');
+        }
+        out.extend(c.to_lowercase());
+    }
+    out
 }

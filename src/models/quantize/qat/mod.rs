@@ -97,10 +97,10 @@ pub fn qat(
     let started = Instant::now();
     let config = source.config();
     let spec = ModelSpec::new(config);
-    recipe.format.check(&recipe.written(&spec.linears().map(|linear| linear.name.clone()).collect::<Vec<_>>()))?;
+    super::check(source, recipe)?;
     check(recipe)?;
     for note in source.check(&spec.expected())? {
-        tracing::info!("{note}");
+        note.log();
     }
     let (training, held_out) = split(text)?;
     let needed = estimate(source, recipe, options, text.context).memory_bytes;
@@ -193,7 +193,7 @@ fn split(text: &Calibration) -> Result<(&[u32], &[u32])> {
 }
 
 fn head_of(source: &Checkpoint) -> Result<Vec<f32>> {
-    match source.linear("lm_head")?.weight {
+    match ModelSpec::new(source.config()).head.read(source)?.weight {
         crate::quant::Weight::Dense { data, .. } => Ok(data.to_f32()),
         crate::quant::Weight::Quant(q) => Ok(q.dequantize()),
     }
