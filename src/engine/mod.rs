@@ -16,7 +16,7 @@ mod sequence;
 
 pub use block_events::{BlockEvent, BlockEvents};
 pub use event::{Event, FinishReason, Load, PromptOutput};
-pub use request::{MAX_CHOICES, Pooling, Request, RequestId};
+pub use request::{MAX_CHOICES, MAX_PROMPT_LOGPROBS, Pooling, Request, RequestId};
 
 use crate::error::{Error, Result};
 use crate::models::{Batch, ModelRunner};
@@ -246,9 +246,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends a request that failed. What its blocks hold may be what failed it.
+    /// Ends a request that failed. What its blocks hold may be what failed it, unless the request itself was wrong.
     fn fail(&mut self, id: RequestId, error: Error, events: &mut Vec<Event>) {
-        self.scheduler.remove(id, Contents::Forget);
+        let is_asked_wrong = matches!(error, Error::Input { .. });
+        self.scheduler.remove(id, if is_asked_wrong { Contents::Keep } else { Contents::Forget });
         events.push(Event::Failed { id, error });
     }
 

@@ -8,6 +8,9 @@ use super::sampling::SamplingParams;
 /// Most choices of one request.
 pub const MAX_CHOICES: usize = 128;
 
+/// Most alternatives that are told of each token of a prompt: of a long one they take memory.
+pub const MAX_PROMPT_LOGPROBS: usize = 128;
+
 /// Identity of a request, unique within its engine; later ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
@@ -38,7 +41,7 @@ pub struct Request {
     /// Keys and values are shared only among requests with the same salt. Empty for all who have none.
     pub cache_salt: String,
     /// The log-probability that the model gave each token of the prompt but the first, and this many of the most probable
-    /// tokens in its place. The whole prompt is then computed, whatever is cached.
+    /// tokens in its place, up to [`MAX_PROMPT_LOGPROBS`]. The whole prompt is then computed, whatever is cached.
     pub prompt_logprobs: Option<usize>,
     /// A hidden state of the prompt, as an embedding. [`Pooling::Mean`] computes the whole prompt, whatever is cached.
     pub hidden_state: Option<Pooling>,
@@ -72,20 +75,25 @@ impl Request {
         if let Some(id) = self.prompt_ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::input("prompt", format!("token id {id} is outside the vocabulary of {vocab}")));
         }
-        if let Some(k) = self.prompt_logprobs.filter(|&k| k > vocab) {
-            return Err(Error::input("prompt_logprobs", format!("expected at most the vocabulary's {vocab}, got {k}")));
+        let most = MAX_PROMPT_LOGPROBS.min(vocab);
+        if let Some(k) = self.prompt_logprobs.filter(|&k| k > most) {
+            return Err(Error::input("prompt_logprobs", format!("expected at most {most}, got {k}")));
         }
         if self.n == 0 || self.n > MAX_CHOICES {
             return Err(Error::input("n", format!("expected 1 to {MAX_CHOICES}, got {}", self.n)));
         }
-        let (prompt, most) = (self.prompt_ids.len(), self.max_tokens);
+        let prompt = self.prompt_ids.len();
         let is_prompt_wanted = self.prompt_logprobs.is_some() || self.hidden_state.is_some();
-        if most == 0 && is_prompt_wanted && self.n == 1 && prompt <= max_model_len {
-            return Ok(());
+        if self.max_tokens == 0 && is_prompt_wanted && prompt <= max_model_len {
+            return match self.n {
+                1 => Ok(()),
+                n => Err(Error::input("n", format!("expected 1 where max_tokens is 0, got {n}"))),
+            };
         }
-        if most == 0 || prompt.saturating_add(most) > max_model_len {
+        if self.max_tokens == 0 || prompt.saturating_add(self.max_tokens) > max_model_len {
             let reason = format!(
-                "the prompt has {prompt} tokens and {most} are to be generated; between 1 and {} fit in --max-model-len {max_model_len}",
+                "the prompt has {prompt} tokens and {} are to be generated; between 1 and {} fit in --max-model-len {max_model_len}",
+                self.max_tokens,
                 max_model_len.saturating_sub(prompt)
             );
             return Err(Error::input("max_tokens", reason));

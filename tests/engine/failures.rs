@@ -65,6 +65,20 @@ fn a_failure_after_the_first_token() {
     assert!(matches!(outcome.error, Some(Error::NotFinite { .. })) && outcome.finished.is_empty());
 }
 
+/// A request that bans every token fails when it is to choose one; what it computed is as good as any.
+#[test]
+fn a_request_that_bans_everything() {
+    let bans: BTreeMap<_, _> = (0..96).map(|id| (id, f32::NEG_INFINITY)).collect();
+    // In one pass, which fails, and in passes that each offered a block before the last of them failed.
+    for (max_batch_tokens, kept) in [(64, 0), (16, 2)] {
+        let mut engine = tiny(None, Limits::new(64, max_batch_tokens, 2), EngineOptions::default());
+        let asked = healthy(SamplingParams { logit_bias: bans.clone(), ..SamplingParams::greedy() });
+        let outcome = alone(&mut engine, asked);
+        assert!(matches!(outcome.error, Some(Error::Input { .. })) && outcome.choices.is_empty());
+        assert_eq!(engine.load().cached_blocks, kept);
+    }
+}
+
 /// Prompt outputs are looked at too: the request fails before it has a token.
 #[test]
 fn prompt_outputs_without_numbers() {

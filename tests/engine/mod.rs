@@ -191,9 +191,10 @@ fn what_can_never_run_is_refused_at_once() {
     for n in [0, 129, usize::MAX] {
         refused(engine.submit(Request { n, ..request(vec![1], 1) }), "n: expected 1 to 128");
     }
-    refused(engine.submit(Request { prompt_logprobs: Some(4097), ..request(vec![1], 1) }), "prompt_logprobs");
+    refused(engine.submit(Request { prompt_logprobs: Some(129), ..request(vec![1], 1) }), "at most 128");
     let scored = Request { prompt_logprobs: Some(0), ..request(vec![1; 64], 0) };
-    refused(engine.submit(Request { n: 2, ..scored.clone() }), "max_tokens");
+    refused(engine.submit(Request { n: 2, ..scored.clone() }), "expected 1 where max_tokens is 0");
+    refused(engine.submit(Request { prompt_ids: vec![1; 65], ..scored.clone() }), "max_tokens");
     assert!(engine.submit(scored).is_ok(), "nothing is generated");
     assert!(engine.submit(request(vec![1; 60], 4)).is_ok(), "exactly the limit fits");
     // 49 tokens are computed, 48 have room.
