@@ -61,7 +61,8 @@ fn informational_fields_pass() {
 
 #[test]
 fn fields_that_change_numbers_do_not() {
-    let cases: [(fn() -> Build, &str, Value, &str); 8] = [
+    type Case = (fn() -> Build, &'static str, Value, &'static str);
+    let cases: [Case; 8] = [
         (gptq, "data_type", json!("mx_fp"), "expected `int`"),
         (gptq, "act_bits", json!(8), "quantized activations"),
         (awq, "super_bits", json!(6), "scales that are quantized"),
