@@ -61,7 +61,5 @@ typedef struct AttentionArgs {
   uint32_t block_magic;         /* ceil(2^32 / block_size) */
   uint32_t window;              /* keys a query sees, itself included; UINT32_MAX: all before it */
   uint32_t most_items;
-  const uint8_t* upcoming;      /* decode: memory that kernels after this one read, fetched into L2 by blocks without an item; may be null */
-  uint32_t upcoming_bytes;
   uint32_t least_rows;          /* prefill: sequences of fewer query rows are left out */
 } AttentionArgs;

@@ -187,15 +187,6 @@ __device__ void decode(const AttentionArgs& args, uint32_t index, const Attentio
   merge<T, C::THREADS>(args, heads, row, index - item.part, parts, sums);
 }
 
-// What one of `blocks` idle blocks does for the kernels after this one: of few sequences memory has little to do meanwhile.
-template <int THREADS>
-__device__ __forceinline__ void fetch_upcoming(const AttentionArgs& args, uint32_t block, uint32_t blocks) {
-  constexpr uint32_t LINE = 128;
-  for (size_t at = (block * THREADS + threadIdx.x) * LINE; at < args.upcoming_bytes; at += blocks * THREADS * LINE) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(args.upcoming + at));
-  }
-}
-
 template <typename T, typename C>
 __device__ void decode_items(const AttentionArgs& args) {
   const uint32_t groups = args.num_kv_heads * ((args.num_heads / args.num_kv_heads + 15) / 16);
@@ -204,10 +195,7 @@ __device__ void decode_items(const AttentionArgs& args) {
     const uint32_t index = i / groups, group = i % groups;
     const uint4* words = reinterpret_cast<const uint4*>(args.items + min(index, args.most_items));
     const uint4 low = words[0], high = words[1];
-    if (index >= args.header[0]) {
-      if (i == blockIdx.x) fetch_upcoming<C::THREADS>(args, i - args.header[0] * groups, gridDim.x - args.header[0] * groups);
-      return;
-    }
+    if (index >= args.header[0]) return;
     const AttentionItem item = {low.x, low.y, low.z, low.w, high.x, high.y, high.z};
     decode<T, C>(args, index, item, HeadGroup(args, item.sequence, group), group, groups);
     __syncthreads();  // shared memory is free for the next

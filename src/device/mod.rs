@@ -453,8 +453,7 @@ impl Device {
     }
 
     /// Causal attention of the batch's queries over the paged cache (which already holds this step's keys):
-    /// `out` `[m, num_heads * head_dim]` in the activation dtype. `upcoming` is a weight that will soon be read: a GPU that has nothing better
-    /// to do fetches it into its cache.
+    /// `out` `[m, num_heads * head_dim]` in the activation dtype.
     pub fn attention(
         &self,
         out: &mut Tensor,
@@ -462,19 +461,10 @@ impl Device {
         cache: &KvLayer,
         meta: &BatchMeta,
         shape: &AttentionShape,
-        upcoming: Option<&PackedWeight>,
     ) -> Result<()> {
         require("attention out", out, self.activation_dtype(), meta.m * shape.num_heads * shape.head_dim)?;
         require("attention qkv", qkv, self.activation_dtype(), meta.m * shape.qkv_width())?;
-        match self {
-            Device::Cpu(d) => cpu::ops::attention(d, out, qkv, cache, meta, shape),
-            Device::Meta(_) => self::meta::no_elements("attention"),
-            #[cfg(lowbit_cuda)]
-            Device::Cuda(d) => {
-                let upcoming = upcoming.map(|weight| weight.cuda("attention")).transpose()?;
-                cuda::ops::attention(d, out, qkv, cache, meta, shape, upcoming)
-            }
-        }
+        dispatch!(self, attention(out, qkv, cache, meta, shape))
     }
 
     /// Per row of `logits` (`F32` `[m, vocab]`): the lowest id of the largest logit into `ids`, and into `stats`

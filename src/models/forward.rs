@@ -2,9 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::device::{
-    AttentionShape, HeadNorms, InputFormat, KvLayer, LinearInput, PackedWeight, RopeRows, Tensor, Write,
-};
+use crate::device::{AttentionShape, HeadNorms, InputFormat, KvLayer, LinearInput, RopeRows, Tensor, Write};
 use crate::error::Result;
 use crate::layers::{Linear, RmsNorm};
 use crate::quant::ActQuant;
@@ -65,7 +63,7 @@ impl DecoderLayer<Linear, RmsNorm> {
             return Ok(ControlFlow::Break(()));
         }
         attention.qkv.forward(&d, &mut w.qkv, &w.input, &mut w.spare, Write::Store, m)?;
-        attention.attend(w, shape, kv, mlp.gate_up.parts().first(), observer)?;
+        attention.attend(w, shape, kv, observer)?;
         if observer(Step::Input { slot: Slot::O, input: &w.input, rows: m })?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -85,13 +83,12 @@ impl DecoderLayer<Linear, RmsNorm> {
 }
 
 impl Attention<Linear, RmsNorm> {
-    /// From `w.qkv` to `w.input` as the output projection reads it. `upcoming` is the weight behind that projection.
+    /// From `w.qkv` to `w.input` as the output projection reads it.
     fn attend(
         &self,
         w: &mut Workspace,
         shape: &AttentionShape,
         kv: &mut KvLayer,
-        upcoming: Option<&PackedWeight>,
         observer: &mut Observer<'_>,
     ) -> Result<()> {
         let (d, m, format) = (&w.device, w.meta.m, self.o.input_format());
@@ -102,15 +99,15 @@ impl Attention<Linear, RmsNorm> {
         d.rope_kv_write(kv, &mut w.qkv, norm, rows, shape, m)?;
         let _ = observer(Step::Qkv { qkv: &w.qkv, rows: m })?; // nothing to save by ending here
         if let Some(norm) = &self.sub_norm {
-            d.attention(&mut w.attention, &w.qkv, kv, &w.meta, shape, upcoming)?;
+            d.attention(&mut w.attention, &w.qkv, kv, &w.meta, shape)?;
             return norm.forward_inner(d, &mut w.input, &w.attention, false, format, m);
         }
         if format.order.is_none() && format.quant == ActQuant::None {
-            d.attention(&mut w.input.floats, &w.qkv, kv, &w.meta, shape, upcoming)?;
+            d.attention(&mut w.input.floats, &w.qkv, kv, &w.meta, shape)?;
             w.input.record(InputFormat::FLOATS, m, self.o.k());
             return Ok(());
         }
-        d.attention(&mut w.attention, &w.qkv, kv, &w.meta, shape, upcoming)?;
+        d.attention(&mut w.attention, &w.qkv, kv, &w.meta, shape)?;
         d.quantize(&mut w.input, &w.attention, self.o.k(), format, m)
     }
 }

@@ -159,7 +159,7 @@ fn attention_case(device: &Device, shape: AttentionShape, cache_dtype: DType, se
     let width = shape.num_heads * shape.head_dim;
     let mut out = poisoned(device, dtype, (m + 1) * width);
     let cache = KvLayer { k: device.upload(k.clone()).expect("upload"), v: device.upload(v.clone()).expect("upload") };
-    device.attention(&mut out, &qkv, &cache, &meta, &shape, None).expect("attention");
+    device.attention(&mut out, &qkv, &cache, &meta, &shape).expect("attention");
     assert_bounded(&what, &read(device, &out, m * width), &exact, &twin, dtype);
     assert_untouched(&what, device, &out, m * width);
 }

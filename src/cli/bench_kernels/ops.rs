@@ -182,7 +182,7 @@ fn attention(bench: &mut Bench, (batch, q_len, keys): (usize, usize, usize)) -> 
             let (out, qkv) = (floats(d, dtype, m * width)?, floats(d, dtype, m * SHAPE.qkv_width())?);
             Ok((out, qkv, KvLayer { k: cache()?, v: cache()? }, meta(d, batch, q_len, keys)?))
         },
-        |d, (out, qkv, cache, meta)| d.attention(out, qkv, cache, meta, &SHAPE, None),
+        |d, (out, qkv, cache, meta)| d.attention(out, qkv, cache, meta, &SHAPE),
     )
 }
 

@@ -286,7 +286,7 @@ impl OpChecks<'_> {
         };
         let meta = BatchMeta::of(self.device, &rows, shape)?;
         let mut out = self.device.zeros(self.dtype(), m * shape.num_heads * shape.head_dim)?;
-        self.device.attention(&mut out, &self.upload(qkv)?, cache, &meta, shape, None)?;
+        self.device.attention(&mut out, &self.upload(qkv)?, cache, &meta, shape)?;
         self.bounded(op, &out, |rounding| reference::attention(qkv, kv, shape, rounding))
     }
 }

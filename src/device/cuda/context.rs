@@ -48,8 +48,6 @@ pub(super) struct Inner {
     sm_count: u32,
     /// Opt-in limit of shared memory per block, bytes.
     max_shared: u32,
-    /// Bytes of the L2 cache.
-    l2_bytes: u32,
     dtype: DType,
     sync_each_op: bool,
     /// [`OpId`] of what was enqueued last.
@@ -96,7 +94,6 @@ impl CudaDevice {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let max_shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        let l2_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.max(0) as u32;
         let sm_count = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let sm = (10 * major + minor) as u32;
         let name = context.name().map_err(|e| failure("open", e))?;
@@ -121,7 +118,6 @@ impl CudaDevice {
             uses_sm90,
             sm_count,
             max_shared: max_shared.max(0) as u32,
-            l2_bytes,
             dtype,
             sync_each_op: std::env::var("LOWBIT_SYNC").is_ok_and(|v| v == "1"),
             last_op: AtomicU32::new(OpId::OPEN.0),
@@ -195,11 +191,6 @@ impl CudaDevice {
     /// Streaming multiprocessors.
     pub fn sm_count(&self) -> u32 {
         self.inner.sm_count
-    }
-
-    /// Bytes of the L2 cache.
-    pub(crate) fn l2_bytes(&self) -> u32 {
-        self.inner.l2_bytes
     }
 
     /// Dynamic shared memory that a kernel with 1 KB of its own may ask for, bytes.

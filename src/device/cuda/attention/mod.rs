@@ -6,7 +6,6 @@ mod rope_kv_write;
 
 use super::context::CudaDevice;
 use super::embedded::abi::AttentionArgs;
-use super::gemm::CudaPacked;
 use super::kernel::u32_of;
 use crate::device::{AttentionShape, BatchMeta, KvLayer, Tensor};
 use crate::error::{Error, Result};
@@ -43,7 +42,6 @@ pub(crate) fn attention(
     cache: &KvLayer,
     meta: &BatchMeta,
     shape: &AttentionShape,
-    upcoming: Option<&CudaPacked>,
 ) -> Result<()> {
     check(device, "attention", cache, shape)?;
     if meta.m == 0 || meta.batch == 0 {
@@ -76,8 +74,6 @@ pub(crate) fn attention(
         window: shape.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
         // Sequences of one row have items; where there are none, they are prompts like others.
         most_items: u32_of(meta.most_items())?,
-        upcoming: upcoming.map_or(std::ptr::null(), CudaPacked::codes),
-        upcoming_bytes: upcoming.map_or(0, |weight| weight.code_bytes().min(device.l2_bytes() as usize / 2) as u32),
         least_rows: if decode_grid(device, shape).is_some() { 2 } else { 1 },
     };
     let template = HeadTemplate::of(shape);

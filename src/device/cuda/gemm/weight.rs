@@ -161,17 +161,6 @@ impl CudaPacked {
         self.weight.parts.parts().chain(beside).map(|buffer| buffer.len() * buffer.dtype().size_bytes()).sum()
     }
 
-    /// Address of its codes.
-    pub(crate) fn codes(&self) -> *const u8 {
-        self.weight.parts.codes.ptr::<u8>().cast_const()
-    }
-
-    /// Bytes of its codes.
-    pub(crate) fn code_bytes(&self) -> usize {
-        let codes = &self.weight.parts.codes;
-        codes.len() * codes.dtype().size_bytes()
-    }
-
     /// A copy in memory of its own.
     ///
     /// # Errors
