@@ -87,7 +87,7 @@ typedef struct LogitsStatsArgs {
 } LogitsStatsArgs;
 
 #define LOWBIT_SAMPLE_THREADS 512
-#define LOWBIT_SAMPLE_SHARED 65536
+#define LOWBIT_SAMPLE_SHARED 90112
 #define LOWBIT_SAMPLE_NOT_FINITE 0xffffffff /* in place of an id: a logit is NaN or infinite */
 #define LOWBIT_SAMPLE_NONE 0xfffffffe       /* no id is left */
 

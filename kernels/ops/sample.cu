@@ -6,8 +6,10 @@
 //            that `draw` says. Ties go to the lower id. Temperature 0: the best. A candidate's mass is 2^40 times its exponential as an
 //            integer (`mass_of`), so that masses add up exactly.
 // Shapes     SampleArgs; a row of `mask` has a bit for each id that is allowed.
-// Grid       a block a row. A threshold is found four bits at a time: counts (or masses) of keys from each of sixteen on.
-// Shared     16 bins for each thread.
+// Grid       a block a row. Thresholds of keys and of ids are found four bits at a time, from counts (or masses) of what is at or above each
+//            of sixteen values.
+// Shared     16 bins for each thread, then a list of the candidates near the best: where what is asked for is among them, as nearly always,
+//            the row itself is read twice only.
 // Source     sampling by inversion; radix selection.
 
 #include <math_constants.h>
@@ -17,7 +19,10 @@
 #include "ops/abi.h"
 
 constexpr int THREADS = LOWBIT_SAMPLE_THREADS, BINS = 16;
-static_assert(LOWBIT_SAMPLE_SHARED == THREADS * BINS * 8);
+constexpr uint32_t LISTED = 3072;  // most candidates in shared memory
+constexpr float NEAR = -9.0f;      // of those, the least number: e^-9 of the best's mass
+constexpr int AT_ONCE = 8;         // logits that a thread asks for at a time
+static_assert(LOWBIT_SAMPLE_SHARED == THREADS * BINS * 8 + LISTED * 8);
 
 // 2^40 exp(d), d <= 0, every operation rounded on its own as the CPU rounds it.
 __device__ __forceinline__ uint64_t mass_of(float d) {
@@ -33,53 +38,82 @@ __device__ __forceinline__ uint64_t mass_of(float d) {
 
 // Orders as d <= 0 does.
 __device__ __forceinline__ uint32_t key_of(float d) { return d == 0.0f ? 0x80000000u : ~__float_as_uint(d); }
+__device__ __forceinline__ float number_of(uint32_t key) { return key == 0x80000000u ? 0.0f : __uint_as_float(~key); }
 
-struct Row {
+struct Candidate {
+  uint32_t key, id;
+  __device__ __forceinline__ uint64_t mass() const { return mass_of(number_of(key)); }
+};
+
+// What is taken: keys above `key`, and of those equal to it ids up to `last`.
+struct Taken {
+  uint32_t key, last;
+  __device__ __forceinline__ bool has(const Candidate& c) const { return c.key > key || (c.key == key && c.id <= last); }
+};
+
+// All of a row, or those that are listed.
+struct Candidates {
   const float* logits;
   const uint32_t* mask;  // null: all are allowed
   uint32_t vocab;
   float best, temperature, floor;
+  const Candidate* list;
+  uint32_t listed;  // 0: the row is read
 
-  __device__ __forceinline__ float logit(uint32_t id) const {
-    return mask == nullptr || (mask[id / 32] >> (id % 32) & 1) != 0 ? logits[id] : -CUDART_INF_F;
+  __device__ __forceinline__ float allowed(uint32_t id, float x) const {
+    return mask == nullptr || (mask[id / 32] >> (id % 32) & 1) != 0 ? x : -CUDART_INF_F;
   }
-  // False where the id is no candidate.
-  __device__ __forceinline__ bool candidate(uint32_t id, float& d) const {
-    const float x = logit(id);
-    d = __fdiv_rn(__fsub_rn(x, best), temperature);
-    return x > -CUDART_INF_F && d >= floor;
+  __device__ __forceinline__ float number(float x) const { return __fdiv_rn(__fsub_rn(x, best), temperature); }
+  // Calls `visit(id, logit)` for this thread's share of the row.
+  template <typename Visit>
+  __device__ __forceinline__ void each_logit(Visit visit) const {
+    for (uint32_t first = threadIdx.x; first < vocab; first += THREADS * AT_ONCE) {
+      float x[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) x[i] = first + i * THREADS < vocab ? __ldcg(logits + first + i * THREADS) : 0.0f;
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) {
+        if (first + i * THREADS < vocab) visit(first + i * THREADS, x[i]);
+      }
+    }
+  }
+  // Calls `visit(candidate)` for this thread's share of the candidates.
+  template <typename Visit>
+  __device__ __forceinline__ void each(Visit visit) const {
+    if (listed != 0) {
+      for (uint32_t i = threadIdx.x; i < listed; i += THREADS) visit(list[i]);
+      return;
+    }
+    each_logit([&](uint32_t id, float logit) {
+      const float x = allowed(id, logit), d = number(x);
+      if (x > -CUDART_INF_F && d >= floor) visit(Candidate{key_of(d), id});
+    });
   }
 };
 
-// What is taken: keys above `key`, and of those equal to it the first `ties` in order of ids.
-struct Threshold {
-  uint32_t key, ties;
-};
-
-// The largest key from which on counts (or masses) of candidates taken by `within` are at least `wanted`.
-template <bool MASS, typename Enough>
-__device__ uint32_t find_key(const Row& row, const Threshold& within, uint64_t* bins, Enough enough) {
+// The largest value `v` such that what `measure` gives for all candidates whose `value` is at least `v` is `enough`; candidates for which
+// `measure` gives 0 do not matter. Values differ in their lower `bits` alone, a multiple of 4; the others are ones.
+template <typename Value, typename Measure, typename Enough>
+__device__ uint32_t find(const Candidates& candidates, uint64_t* bins, int bits, Value value, Measure measure, Enough enough) {
   __shared__ uint32_t chosen;
-  uint32_t low = 0;
-  for (int shift = 28; shift >= 0; shift -= 4) {
+  uint32_t low = bits == 32 ? 0 : ~((1u << bits) - 1);
+  for (int shift = bits - 4; shift >= 0; shift -= 4) {
 #pragma unroll
     for (int i = 0; i < BINS; ++i) bins[i * THREADS + threadIdx.x] = 0;
-    for (uint32_t id = threadIdx.x; id < row.vocab; id += THREADS) {
-      float d;
-      if (!row.candidate(id, d)) continue;
-      const uint32_t key = key_of(d);
-      if (key < within.key || key < low) continue;
-      bins[min((key - low) >> shift, 15u) * THREADS + threadIdx.x] += MASS ? mass_of(d) : 1;
-    }
+    candidates.each([&](const Candidate& c) {
+      const uint32_t v = value(c);
+      if (v >= low) bins[min((v - low) >> shift, 15u) * THREADS + threadIdx.x] += measure(c);
+    });
     __syncthreads();
-    // Each warp sums up some of the bins.
-    for (int i = threadIdx.x / WARP_SIZE; i < BINS; i += THREADS / WARP_SIZE) {
-      uint64_t sum = 0;
-      for (int j = threadIdx.x % WARP_SIZE; j < THREADS; j += WARP_SIZE) sum += bins[i * THREADS + j];
-      sum = warp_reduce(sum, Sum());
-      __syncwarp();
-      if (threadIdx.x % WARP_SIZE == 0) bins[i * THREADS] = sum;
-    }
+    // A warp sums up a bin.
+    static_assert(THREADS / WARP_SIZE == BINS);
+    const uint32_t bin = threadIdx.x / WARP_SIZE * THREADS;
+    uint64_t sum = 0;
+#pragma unroll
+    for (int j = 0; j < THREADS; j += WARP_SIZE) sum += bins[bin + j + threadIdx.x % WARP_SIZE];
+    sum = warp_reduce(sum, Sum());
+    __syncwarp();
+    if (threadIdx.x % WARP_SIZE == 0) bins[bin] = sum;
     __syncthreads();
     if (threadIdx.x == 0) {
       uint64_t from = 0;
@@ -96,85 +130,31 @@ __device__ uint32_t find_key(const Row& row, const Threshold& within, uint64_t* 
   return low;
 }
 
-// Count and mass of candidates above a key, and how many are equal to it.
-struct Above {
-  uint64_t count, mass, equal;
-};
-__device__ Above above(const Row& row, uint32_t key, uint64_t* bins) {
-  Above sum = {0, 0, 0};
-  for (uint32_t id = threadIdx.x; id < row.vocab; id += THREADS) {
-    float d;
-    if (!row.candidate(id, d)) continue;
-    const uint32_t of = key_of(d);
-    if (of > key) ++sum.count, sum.mass += mass_of(d);
-    if (of == key) ++sum.equal;
-  }
-  sum.count = block_reduce(sum.count, uint64_t{0}, Sum());
-  sum.mass = block_reduce(sum.mass, uint64_t{0}, Sum());
-  sum.equal = block_reduce(sum.equal, uint64_t{0}, Sum());
-  return sum;
+// The same of keys, and of ids counted from above.
+template <typename Measure, typename Enough>
+__device__ uint32_t find_key(const Candidates& candidates, uint64_t* bins, Measure measure, Enough enough) {
+  return find(candidates, bins, 32, [](const Candidate& c) { return c.key; }, measure, enough);
+}
+template <typename Measure, typename Enough>
+__device__ uint32_t find_last_id(const Candidates& candidates, uint64_t* bins, Measure measure, Enough enough) {
+  const int bits = (32 - __clz(candidates.vocab) + 3) / 4 * 4;
+  return ~find(candidates, bins, bits, [](const Candidate& c) { return ~c.id; }, measure, enough);
 }
 
-// The mass of a key.
-__device__ __forceinline__ uint64_t key_mass(uint32_t key) { return mass_of(key == 0x80000000u ? 0.0f : __uint_as_float(~key)); }
+// The sum over the candidates.
+template <typename Measure>
+__device__ uint64_t total_of(const Candidates& candidates, Measure measure) {
+  uint64_t sum = 0;
+  candidates.each([&](const Candidate& c) { sum += measure(c); });
+  return block_reduce(sum, uint64_t{0}, Sum());
+}
 
-// Ids whose cumulative mass, over a warp's contiguous part of the row, and then within it, passes `target`.
-__device__ uint32_t draw(const Row& row, const Threshold& taken, uint64_t target, uint64_t* shared) {
-  constexpr uint32_t WARPS = THREADS / WARP_SIZE;
-  const uint32_t warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
-  const uint32_t part = (row.vocab + WARPS * WARP_SIZE - 1) / (WARPS * WARP_SIZE) * WARP_SIZE;
-  const uint32_t begin = min(warp * part, row.vocab), end = min(begin + part, row.vocab);
-  uint64_t* masses = shared;                // of each warp's part, those equal to the key left out
-  uint64_t* equals = shared + WARPS;        // how many of these
-  __shared__ uint32_t result;
-  uint64_t mass = 0, equal = 0;
-  for (uint32_t id = begin + lane; id < end; id += WARP_SIZE) {
-    float d;
-    if (!row.candidate(id, d)) continue;
-    const uint32_t key = key_of(d);
-    if (key > taken.key) mass += mass_of(d);
-    if (key == taken.key) ++equal;
-  }
-  mass = warp_reduce(mass, Sum()), equal = warp_reduce(equal, Sum());
-  if (lane == 0) masses[warp] = mass, equals[warp] = equal;
-  if (threadIdx.x == 0) result = UINT32_MAX;
-  __syncthreads();
-  uint64_t before = 0, ties = 0;  // mass and ties of the parts before this one
-  const uint64_t of_tie = key_mass(taken.key);
-  for (uint32_t w = 0; w < warp; ++w) {
-    const uint64_t here = min(equals[w], taken.ties - min(ties, static_cast<uint64_t>(taken.ties)));
-    before += masses[w] + here * of_tie;
-    ties += equals[w];
-  }
-  const uint64_t here = min(equal, taken.ties - min(ties, static_cast<uint64_t>(taken.ties)));
-  if (target < before || target >= before + mass + here * of_tie) {
-    __syncthreads();
-    return result;
-  }
-  for (uint32_t first = begin; first < end; first += WARP_SIZE) {
-    const uint32_t id = first + lane;
-    float d = 0.0f;
-    const bool is_candidate = id < end && row.candidate(id, d);
-    const uint32_t key = is_candidate ? key_of(d) : 0;
-    const bool is_tie = is_candidate && key == taken.key;
-    const uint32_t tie_lanes = __ballot_sync(0xffffffffu, is_tie);
-    const uint64_t rank = ties + __popc(tie_lanes & ((1u << lane) - 1));
-    uint64_t sum = is_candidate && (key > taken.key || (is_tie && rank < taken.ties)) ? mass_of(d) : 0;
-#pragma unroll
-    for (int distance = 1; distance < WARP_SIZE; distance *= 2) {
-      const uint64_t other = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane >= distance) sum += other;
-    }
-    const uint32_t passed = __ballot_sync(0xffffffffu, before + sum > target);
-    if (passed != 0) {
-      if (lane == 0) result = first + __ffs(passed) - 1;
-      break;
-    }
-    before += __shfl_sync(0xffffffffu, sum, WARP_SIZE - 1);
-    ties += __popc(tie_lanes);
-  }
-  __syncthreads();
-  return result;
+// Takes of the candidates equal to `key` so many, the lowest ids.
+__device__ Taken take(const Candidates& candidates, uint64_t* bins, uint32_t key, uint64_t count) {
+  const auto is_tie = [&](const Candidate& c) { return static_cast<uint64_t>(c.key == key); };
+  if (total_of(candidates, is_tie) <= count) return {key, UINT32_MAX};
+  // The least id up to which there are so many: of ids counted from above, the largest.
+  return {key, find_last_id(candidates, bins, is_tie, [&](uint64_t n) { return n >= count; })};
 }
 
 struct Best {
@@ -186,24 +166,27 @@ struct Best {
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ SampleArgs args) {
   overlap();
   extern __shared__ __align__(16) uint64_t bins[];
+  Candidate* list = reinterpret_cast<Candidate*>(bins + THREADS * BINS);
   __shared__ Best of_warp[THREADS / WARP_SIZE];
+  __shared__ uint32_t near_count;
   const SampleRowArgs of = args.rows[blockIdx.x];
-  Row row = {args.logits + static_cast<size_t>(blockIdx.x) * args.vocab,
-             of.mask == UINT32_MAX ? nullptr : args.masks + static_cast<size_t>(of.mask) * ((args.vocab + 31) / 32), args.vocab, 0.0f,
-             of.temperature, of.floor};
+  Candidates candidates = {args.logits + static_cast<size_t>(blockIdx.x) * args.vocab,
+                           of.mask == UINT32_MAX ? nullptr : args.masks + static_cast<size_t>(of.mask) * ((args.vocab + 31) / 32),
+                           args.vocab, 0.0f, of.temperature, of.floor, list, 0};
   Best best = {-CUDART_INF_F, UINT32_MAX};
   int broken = 0;
-  for (uint32_t id = threadIdx.x; id < args.vocab; id += THREADS) {
-    broken |= row.logits[id] != row.logits[id] || row.logits[id] == CUDART_INF_F;
-    const Best other = {row.logit(id), id};
+  candidates.each_logit([&](uint32_t id, float x) {
+    broken |= x != x || x == CUDART_INF_F;
+    const Best other = {candidates.allowed(id, x), id};
     if (other > best && other.logit > -CUDART_INF_F) best = other;
-  }
+  });
 #pragma unroll
   for (int lane = WARP_SIZE / 2; lane > 0; lane /= 2) {
     const Best other = {__shfl_xor_sync(0xffffffffu, best.logit, lane), __shfl_xor_sync(0xffffffffu, best.id, lane)};
     if (other > best) best = other;
   }
   if (threadIdx.x % WARP_SIZE == 0) of_warp[threadIdx.x / WARP_SIZE] = best;
+  if (threadIdx.x == 0) near_count = 0;
   broken = __syncthreads_or(broken);
   for (const Best& other : of_warp) {
     if (other > best) best = other;
@@ -212,44 +195,62 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     if (threadIdx.x == 0) args.ids[blockIdx.x] = broken ? LOWBIT_SAMPLE_NOT_FINITE : best.id == UINT32_MAX ? LOWBIT_SAMPLE_NONE : best.id;
     return;
   }
-  row.best = best.logit;
+  candidates.best = best.logit;
 
-  Threshold taken = {0, UINT32_MAX};
-  if (of.top_k != 0) {
-    const Above all = above(row, 0, bins);
-    if (of.top_k < all.count) {
-      const uint64_t k = of.top_k;
-      taken.key = find_key<false>(row, taken, bins, [&](uint64_t count) { return count >= k; });
-      taken.ties = static_cast<uint32_t>(k - above(row, taken.key, bins).count);
-    }
-  }
-  uint64_t total;
-  {
-    const Above of_taken = above(row, taken.key, bins);
-    total = of_taken.mass + min(of_taken.equal, static_cast<uint64_t>(taken.ties)) * key_mass(taken.key);
+  // Those near the best, and the mass of all.
+  uint64_t mass = 0, count = 0, near_mass = 0;
+  candidates.each([&](const Candidate& c) {
+    const uint64_t m = c.mass();
+    mass += m, ++count;
+    if (number_of(c.key) < NEAR) return;
+    near_mass += m;
+    const uint32_t at = atomicAdd(&near_count, 1);
+    if (at < LISTED) list[at] = c;
+  });
+  mass = block_reduce(mass, uint64_t{0}, Sum());
+  count = block_reduce(count, uint64_t{0}, Sum());
+  near_mass = block_reduce(near_mass, uint64_t{0}, Sum());
+  const bool cuts_count = of.top_k != 0 && of.top_k < count;
+  const auto part = [&](uint64_t total) { return static_cast<double>(of.top_p) * static_cast<double>(total); };
+  // The list has all that can be taken where it has the top_k best, or all candidates, or so much of the mass.
+  const bool is_enough = near_count == count || (cuts_count && of.top_k <= near_count) ||
+                         (!cuts_count && of.top_p < 1.0f && static_cast<double>(near_mass) >= part(mass));
+  if (is_enough && near_count <= LISTED) candidates.listed = near_count;
+
+  Taken taken = {0, UINT32_MAX};
+  uint64_t total = mass;
+  if (cuts_count) {
+    const uint64_t k = of.top_k;
+    const auto one = [](const Candidate&) { return uint64_t{1}; };
+    const uint32_t key = find_key(candidates, bins, one, [&](uint64_t n) { return n >= k; });
+    const uint64_t above = total_of(candidates, [&](const Candidate& c) { return static_cast<uint64_t>(c.key > key); });
+    taken = take(candidates, bins, key, k - above);
+    total = total_of(candidates, [&](const Candidate& c) { return taken.has(c) ? c.mass() : 0; });
   }
   if (of.top_p < 1.0f) {
-    const double wanted = static_cast<double>(of.top_p) * static_cast<double>(total);
-    const auto enough = [&](uint64_t mass) { return static_cast<double>(mass) >= wanted; };
-    const uint32_t key = find_key<true>(row, taken, bins, enough);
-    const Above of_key = above(row, key, bins);
-    // Ties at the lower threshold are fewer than there are where top-k has cut them, but never fewer than are needed.
-    uint64_t ties = 0;
-    const uint64_t each = key_mass(key), most = key == taken.key ? min(of_key.equal, static_cast<uint64_t>(taken.ties)) : of_key.equal;
-    uint64_t low = 0, high = most;  // the least number of ties that is enough
+    const double wanted = part(total);
+    const auto enough = [&](uint64_t m) { return static_cast<double>(m) >= wanted; };
+    const auto of_taken = [&](const Candidate& c) { return taken.has(c) ? c.mass() : 0; };
+    const uint32_t key = find_key(candidates, bins, of_taken, enough);
+    const uint64_t above = total_of(candidates, [&](const Candidate& c) { return c.key > key ? of_taken(c) : 0; });
+    const uint64_t ties = total_of(candidates, [&](const Candidate& c) { return static_cast<uint64_t>(c.key == key && taken.has(c)); });
+    const uint64_t each = mass_of(number_of(key));
+    uint64_t low = 0, high = ties;  // the least number of ties that is enough
     while (low < high) {
       const uint64_t middle = (low + high) / 2;
-      if (enough(of_key.mass + middle * each)) {
+      if (enough(above + middle * each)) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    ties = low;
-    taken = {key, static_cast<uint32_t>(min(ties, static_cast<uint64_t>(UINT32_MAX)))};
-    total = of_key.mass + ties * each;
+    // Where top-k cut among these ties, the lower ids are left of them as well.
+    taken = take(candidates, bins, key, low);
+    total = above + low * each;
   }
+  // The least id up to which the mass exceeds the target.
   const uint64_t target = __umul64hi(of.draw, total);
-  const uint32_t id = draw(row, taken, target, bins);
+  const uint32_t id = find_last_id(candidates, bins, [&](const Candidate& c) { return taken.has(c) ? c.mass() : 0; },
+                                   [&](uint64_t m) { return m > target; });
   if (threadIdx.x == 0) args.ids[blockIdx.x] = id;
 }

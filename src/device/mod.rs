@@ -490,23 +490,16 @@ impl Device {
     /// In place of an id: all logits of the row are negative infinity.
     pub const NO_TOKEN: u32 = u32::MAX - 1;
 
-    /// For each of `rows` the id that it draws from its row of `logits` (`F32` `[rows, vocab]`) into `ids`, by
-    /// [`cpu::reference::sample`]: the same on every device. `scratch` is `U32` `[rows, 8]`.
-    pub fn sample(
-        &self,
-        ids: &mut Tensor,
-        scratch: &mut Tensor,
-        logits: &Tensor,
-        rows: &[SampleRow],
-        vocab: usize,
-    ) -> Result<()> {
-        require("sample ids", ids, DType::U32, rows.len())?;
-        require("sample scratch", scratch, DType::U32, 8 * rows.len())?;
-        require("sample logits", logits, DType::F32, rows.len() * vocab)?;
-        if rows.is_empty() {
+    /// For each of `m` rows of `logits` (`F32` `[m, vocab]`) the id that is drawn from it into `ids`, as its row of `rows` says
+    /// ([`SampleRow::words`], `U32` `[m, 8]`), by [`cpu::reference::sample`]: the same on every device.
+    pub fn sample(&self, ids: &mut Tensor, rows: &Tensor, logits: &Tensor, vocab: usize, m: usize) -> Result<()> {
+        require("sample ids", ids, DType::U32, m)?;
+        require("sample rows", rows, DType::U32, SampleRow::WORDS * m)?;
+        require("sample logits", logits, DType::F32, m * vocab)?;
+        if m == 0 {
             return Ok(());
         }
-        dispatch!(self, sample(ids, scratch, logits, rows, vocab))
+        dispatch!(self, sample(ids, rows, logits, vocab, m))
     }
 }
 

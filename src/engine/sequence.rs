@@ -164,9 +164,7 @@ impl Sequence {
             Row::Logits(logits) => self.sampler.sample(logits),
             Row::Best(best) if best.logprob.is_nan() => Err(Error::not_finite("logits", best.logprob)),
             Row::Best(best) => Ok(self.drawn(best.id, best.logprob)),
-            Row::Drawn(Drawn { id: Device::NOT_FINITE, .. }) => {
-                Err(Error::not_finite("logits", "a number that is not finite"))
-            }
+            Row::Drawn(Drawn { id: Device::NOT_FINITE, .. }) => Err(Error::not_finite("logits", "NaN or inf")),
             Row::Drawn(Drawn { id: Device::NO_TOKEN, .. }) => {
                 Err(Error::not_finite("logits", "no token with a probability above 0"))
             }

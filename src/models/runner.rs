@@ -355,7 +355,8 @@ impl Logits<'_> {
         if m == 0 {
             return Ok(Vec::new());
         }
-        d.sample(&mut head.targets, &mut head.sample_rows, &head.logits, &rows[..m], vocab)?;
+        d.write(&mut head.sample_rows, &HostData::U32(SampleRow::words(&rows[..m])))?;
+        d.sample(&mut head.targets, &head.sample_rows, &head.logits, vocab, m)?;
         d.logits_stats(&mut head.ids, &mut head.stats, &head.logits, &head.targets, vocab, m)?;
         let ids = read_ids(d, &head.targets, m)?;
         let stats = d.download(&head.stats, 3 * m)?.to_f32();

@@ -2,7 +2,7 @@
 //! here by a plan.
 
 use crate::checkpoint::{ModelConfig, RopeConfig};
-use crate::device::{AttentionShape, BatchMeta, Device, LinearInput, Tensor};
+use crate::device::{AttentionShape, BatchMeta, Device, LinearInput, SampleRow, Tensor};
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
 use crate::layers::KvCache;
@@ -154,7 +154,7 @@ impl HeadScratch {
             ids: device.zeros(DType::U32, rows)?,
             stats: device.zeros(DType::F32, 3 * rows)?,
             targets: device.zeros(DType::U32, rows)?,
-            sample_rows: device.zeros(DType::U32, 8 * rows)?,
+            sample_rows: device.zeros(DType::U32, SampleRow::WORDS * rows)?,
         })
     }
 

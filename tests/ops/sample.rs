@@ -6,16 +6,20 @@ use lowbit::device::{Device, SampleRow as Row};
 use super::{f32s, on_every_device, read_u32s, u32s};
 use crate::common::random::Random;
 
-on_every_device!(sample_rows, sample_ties, sample_special_rows, sample_masses);
+on_every_device!(sample_rows, sample_flat_and_steep_rows, sample_ties, sample_special_rows, sample_masses);
 
 const PLAIN: Row = SampleRow { temperature: 1.0, top_k: 0, top_p: 1.0, floor: f32::MIN, draw: 0 };
 
-/// Ids that `device` draws from `logits`, and those of the specification.
+fn sampled(device: &Device, logits: &[f32], rows: &[Row], vocab: usize) -> Vec<u32> {
+    let (mut ids, words) = (u32s(device, &vec![7; rows.len()]), u32s(device, &SampleRow::words(rows)));
+    device.sample(&mut ids, &words, &f32s(device, logits), vocab, rows.len()).expect("sample");
+    read_u32s(device, &ids, rows.len())
+}
+
+/// Ids that `device` draws from `logits` are those of the specification.
 fn assert_same(what: &str, device: &Device, logits: &[f32], rows: &[Row]) {
     let vocab = logits.len() / rows.len();
-    let (mut ids, mut scratch) = (u32s(device, &vec![7; rows.len()]), u32s(device, &vec![0; 8 * rows.len()]));
-    device.sample(&mut ids, &mut scratch, &f32s(device, logits), rows, vocab).expect("sample");
-    let got = read_u32s(device, &ids, rows.len());
+    let got = sampled(device, logits, rows, vocab);
     for ((logits, row), got) in logits.chunks_exact(vocab).zip(rows).zip(got) {
         let expected = reference::sample(logits, row).unwrap_or(Device::NO_TOKEN);
         assert_eq!(got, expected, "{what}, vocabulary of {vocab}: {row:?}");
@@ -39,6 +43,19 @@ fn sample_rows(device: &Device) {
         let logits: Vec<f32> = random.normals(rows * vocab).iter().map(|x| x * 4.0).collect();
         let rows: Vec<Row> = (0..rows).map(|_| parameters(&mut random, vocab)).collect();
         assert_same("normal logits", device, &logits, &rows);
+    }
+}
+
+/// Logits so even that thousands are near the best, beside ones so far apart that few are.
+fn sample_flat_and_steep_rows(device: &Device) {
+    let vocab = 40_000;
+    let mut random = Random::new(9);
+    for spread in [0.01, 0.5, 30.0] {
+        let logits: Vec<f32> = random.normals(12 * vocab).iter().map(|x| x * spread).collect();
+        let rows: Vec<Row> = (0..12).map(|_| parameters(&mut random, vocab)).collect();
+        assert_same("flat and steep", device, &logits, &rows);
+        let rows: Vec<Row> = rows.iter().map(|row| SampleRow { temperature: 1.0, top_k: 5000, ..*row }).collect();
+        assert_same("more than are listed", device, &logits, &rows);
     }
 }
 
@@ -70,9 +87,7 @@ fn sample_special_rows(device: &Device) {
     let mut broken = vec![0.0; 3 * vocab];
     broken[5] = f32::NAN;
     broken[vocab + 69] = f32::INFINITY;
-    let (mut ids, mut scratch) = (u32s(device, &[0; 3]), u32s(device, &[0; 24]));
-    device.sample(&mut ids, &mut scratch, &f32s(device, &broken), &[PLAIN; 3], vocab).expect("sample");
-    assert_eq!(read_u32s(device, &ids, 3), [Device::NOT_FINITE, Device::NOT_FINITE, 0]);
+    assert_eq!(sampled(device, &broken, &[PLAIN; 3], vocab), [Device::NOT_FINITE, Device::NOT_FINITE, 0]);
 }
 
 /// Masses are exponentials: within 4e-7 of 2^40 exp(d), or half a unit and what a shift cuts off.

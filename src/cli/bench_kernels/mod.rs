@@ -142,6 +142,8 @@ enum Op {
     RopeKvWrite,
     /// Largest logit and normalizer of rows of 128256.
     LogitsStats,
+    /// A token from rows of 128256: all of them, and of the best 50 nine tenths of the mass.
+    Sample,
     /// Causal attention, 32 query heads, 8 key-value heads of 128, decoding and prompts.
     Attention,
 }
@@ -341,7 +343,8 @@ mod tests {
     #[test]
     fn all_is_measured_unless_named() {
         let all = selection(&[]).expect("parses");
-        assert_eq!((all.ops.len(), &all.shapes[..], &all.rows[..]), (19, &SHAPES[..], &ROWS[..]));
+        assert_eq!(all.ops, Op::value_variants());
+        assert_eq!((&all.shapes[..], &all.rows[..]), (&SHAPES[..], &ROWS[..]));
         assert_eq!(all.op_rows, OP_ROWS);
         let quick = selection(&["--quick"]).expect("parses");
         assert_eq!((&quick.shapes[..], &quick.rows[..]), (&QUICK_SHAPES[..], &QUICK_ROWS[..]));

@@ -1,7 +1,7 @@
 //! Ops that are not linear layers: those on rows, and attention, in the shapes of Llama-3.1-8B.
 
 use crate::device::{
-    AttentionShape, BatchMeta, BatchRows, Device, InputFormat, KvLayer, LinearInput, RopeRows, Tensor,
+    AttentionShape, BatchMeta, BatchRows, Device, InputFormat, KvLayer, LinearInput, RopeRows, SampleRow, Tensor,
 };
 use crate::dtype::{DType, HostData};
 use crate::error::Result;
@@ -39,6 +39,7 @@ pub(super) fn count(selection: &Selection) -> usize {
         Op::RmsNorm | Op::SiluMul => 2 * selection.op_rows.len(),
         Op::Quantize | Op::RopeKvWrite => selection.op_rows.len(),
         Op::LogitsStats => logit_rows(selection).len(),
+        Op::Sample => 2 * logit_rows(selection).len(),
         Op::Attention => ATTENTION.len(),
         _ => 0,
     };
@@ -55,7 +56,7 @@ pub(super) fn measure(bench: &mut Bench, selection: &Selection) -> Result<()> {
     for &op in &selection.ops {
         match op {
             Op::Attention => ATTENTION.into_iter().try_for_each(|case| attention(bench, case))?,
-            Op::LogitsStats => logit_rows(selection).into_iter().try_for_each(|m| rows(bench, op, m))?,
+            Op::LogitsStats | Op::Sample => logit_rows(selection).into_iter().try_for_each(|m| rows(bench, op, m))?,
             _ => selection.op_rows.iter().try_for_each(|&m| rows(bench, op, m))?,
         }
     }
@@ -147,6 +148,21 @@ fn rows(bench: &mut Bench, op: Op, m: usize) -> Result<()> {
                     d.rope_kv_write(cache, qkv, None, rows, &SHAPE, m)
                 },
             )
+        }
+        Op::Sample => {
+            let all = SampleRow { temperature: 1.0, top_k: 0, top_p: 1.0, floor: f32::MIN, draw: 1 << 63 };
+            for (what, row) in [("all", all), ("top-k 50, top-p 0.9", SampleRow { top_k: 50, top_p: 0.9, ..all })] {
+                case(
+                    bench,
+                    of(format!("{VOCAB}, {what}"), m * VOCAB * 4),
+                    |d| {
+                        let rows = u32s(d, SampleRow::words(&vec![row; m]))?;
+                        Ok((u32s(d, vec![0; m])?, rows, floats(d, DType::F32, m * VOCAB)?))
+                    },
+                    |d, (ids, rows, logits)| d.sample(ids, rows, logits, VOCAB, m),
+                )?;
+            }
+            Ok(())
         }
         Op::LogitsStats => case(
             bench,

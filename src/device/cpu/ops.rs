@@ -273,22 +273,24 @@ pub(crate) fn logits_stats(
 pub(crate) fn sample(
     device: &CpuDevice,
     ids: &mut Tensor,
-    _scratch: &mut Tensor,
+    rows: &Tensor,
     logits: &Tensor,
-    rows: &[SampleRow],
     vocab: usize,
+    m: usize,
 ) -> Result<()> {
-    let logits = f32s("sample logits", logits, rows.len() * vocab)?;
+    let logits = f32s("sample logits", logits, m * vocab)?;
+    let (rows, _) = u32s("sample rows", rows, SampleRow::WORDS * m)?.as_chunks();
     let HostData::U32(ids) = host_mut("sample ids", ids)? else {
         return Err(shape_error("sample ids", DType::U32, "another type"));
     };
-    ids[..rows.len()].par_iter_mut().zip(logits.par_chunks_exact(vocab)).zip(rows).for_each_init(
+    ids[..m].par_iter_mut().zip(logits.par_chunks_exact(vocab)).zip(rows).for_each_init(
         Chooser::default,
         |chooser, ((id, logits), row)| {
+            let row = SampleRow::of_words(row);
             *id = match logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
                 true => Device::NOT_FINITE,
-                false if device.level.is_some() => chooser.choose(logits, row).unwrap_or(Device::NO_TOKEN),
-                false => reference::sample(logits, row).unwrap_or(Device::NO_TOKEN),
+                false if device.level.is_some() => chooser.choose(logits, &row).unwrap_or(Device::NO_TOKEN),
+                false => reference::sample(logits, &row).unwrap_or(Device::NO_TOKEN),
             };
         },
     );

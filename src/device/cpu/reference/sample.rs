@@ -15,6 +15,27 @@ pub struct SampleRow {
     pub draw: u64,
 }
 
+impl SampleRow {
+    /// Words of a row in a tensor, those of `SampleRowArgs` (kernels/ops/abi.h): temperature, top_p and floor as bits, top_k, the draw's low
+    /// and high half, no mask, 0.
+    pub const WORDS: usize = 8;
+
+    /// `[rows, 8]`.
+    pub fn words(rows: &[SampleRow]) -> Vec<u32> {
+        let of = |row: &SampleRow| {
+            let [temperature, top_p, floor] = [row.temperature, row.top_p, row.floor].map(f32::to_bits);
+            [temperature, top_p, floor, row.top_k, row.draw as u32, (row.draw >> 32) as u32, u32::MAX, 0]
+        };
+        rows.iter().flat_map(of).collect()
+    }
+
+    /// The row of such words.
+    pub fn of_words(words: &[u32; SampleRow::WORDS]) -> SampleRow {
+        let [temperature, top_p, floor] = [words[0], words[1], words[2]].map(f32::from_bits);
+        SampleRow { temperature, top_k: words[3], top_p, floor, draw: u64::from(words[5]) << 32 | u64::from(words[4]) }
+    }
+}
+
 /// `2^40 exp(d)` for `d <= 0` as an integer. Masses are integers so that they add up to the same whatever the order, and every
 /// operation that makes one is rounded on its own, so that every device gets the same: a draw depends on nothing else.
 pub fn mass(d: f32) -> u64 {
