@@ -92,7 +92,7 @@ pub(super) fn check(checkpoint: &Checkpoint, expected: &[Expected]) -> Result<Ve
             extra.push(name);
         }
     }
-    notes.extend(extra_notes(checkpoint, &extra).into_iter().map(Note::plain));
+    notes.extend(extra_notes(checkpoint, &extra));
     if problems.is_empty() {
         return Ok(notes);
     }
@@ -188,8 +188,13 @@ fn is_cache_scale(name: &str) -> bool {
     }
 }
 
+/// Number of the decoder layer that a tensor belongs to.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
 /// Notes on tensors that nothing reads.
-fn extra_notes(checkpoint: &Checkpoint, extra: &[&str]) -> Vec<String> {
+fn extra_notes(checkpoint: &Checkpoint, extra: &[&str]) -> Vec<Note> {
     // Buffers that old versions of transformers saved, recomputed by everyone.
     let rotary = |name: &&str| name.ends_with("rotary_emb.inv_freq");
     // Where it is not the embedding itself, the head is none that is tied.
@@ -197,14 +202,22 @@ fn extra_notes(checkpoint: &Checkpoint, extra: &[&str]) -> Vec<String> {
     let cache = |name: &&str| is_cache_scale(name);
     let mut notes = Vec::new();
     if extra.iter().any(cache) {
-        notes.push("scales of a quantized KV cache: not used; keys and values are kept in 16 bit".to_owned());
+        notes.push(Note::plain("scales of a quantized KV cache: not used; keys and values are kept in 16 bit"));
     }
     if extra.iter().any(rotary) {
-        notes.push("rotary_emb.inv_freq: not used; frequencies come from the configuration".to_owned());
+        notes.push(Note::plain("rotary_emb.inv_freq: not used; frequencies come from the configuration"));
     }
-    let rest: Vec<&str> = extra.iter().filter(|n| !rotary(n) && !tied_head(n) && !cache(n)).copied().collect();
+    let others = extra.iter().filter(|n| !rotary(n) && !tied_head(n) && !cache(n)).copied();
+    let layers = checkpoint.config.num_layers;
+    let (beyond, rest): (Vec<&str>, Vec<&str>) = others.partition(|name| layer_of(name).is_some_and(|i| i >= layers));
+    if let Some(first) = beyond.first() {
+        notes.push(Note::warning(format!(
+            "config.json says `num_hidden_layers` {layers}: {} tensors of later layers not used, the first `{first}`",
+            beyond.len()
+        )));
+    }
     if let Some(first) = rest.first() {
-        notes.push(format!("{} tensors not used, the first `{first}`", rest.len()));
+        notes.push(Note::plain(format!("{} tensors not used, the first `{first}`", rest.len())));
     }
     notes
 }

@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
     dummy: Option<String>,
 
-    /// Quantization of the random weights: `bf16`, `w4a16`, `w8a16`, `w8a8`, `w4a8`, any 2 to 8 bits.
+    /// Quantization of the random weights: `bf16`, `fp8a16`, `w4a16`, `w8a16`, `w8a8`, `w4a8`, any 2 to 8 bits.
     #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
     scheme: String,
 

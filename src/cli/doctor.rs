@@ -75,7 +75,7 @@ fn cpu() -> Value {
     let memory = device.memory().ok();
     json!({
         "features": cpu_features(),
-        "fast_paths": format!("{:?}", Level::detect()),
+        "fast_paths": format!("{:?}", Level::detect()).to_lowercase(),
         "threads": rayon::current_num_threads(),
         "cores": std::thread::available_parallelism().ok().map(usize::from),
         "free_memory_bytes": memory.map(|(free, _)| free),

@@ -297,7 +297,7 @@ pub(super) struct SamplingArgs {
     frequency_penalty: Option<f32>,
 
     /// Add to the logit of one token id: `--logit-bias 42=-5`; `42=-inf` bans it. May be repeated.
-    #[arg(long, env = "LOWBIT_LOGIT_BIAS", value_name = "ID=BIAS", value_delimiter = ',', value_parser = parse_bias)]
+    #[arg(long, env = "LOWBIT_LOGIT_BIAS", value_name = "ID=BIAS", value_delimiter = ',', value_parser = parse_bias, allow_hyphen_values = true)]
     logit_bias: Vec<(u32, f32)>,
 
     /// Seed that makes sampling repeatable.

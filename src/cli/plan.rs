@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
     dummy: Option<String>,
 
-    /// Scheme of --dummy: `bf16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit, but for --lm-head.
+    /// Scheme of --dummy: `bf16`, `fp8a16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit, but for --lm-head.
     #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
     scheme: String,
 

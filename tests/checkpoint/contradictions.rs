@@ -34,6 +34,14 @@ fn values(data: &HostData) -> Vec<f32> {
 }
 
 #[test]
+fn layers_that_the_configuration_leaves_out_are_told() {
+    let build = plain().tensor("model.layers.99.mlp.up_proj.weight", "BF16", &[4, 4], &ONE);
+    let notes = notes(&build);
+    let text = &notes[0].text;
+    assert!(notes[0].is_warning && text.contains("num_hidden_layers") && text.contains("model.layers.99."), "{text}");
+}
+
+#[test]
 fn a_head_of_its_own_is_used() {
     let own = plain().tensor("lm_head.weight", "BF16", &[VOCAB, HIDDEN], &TWO);
     let checkpoint = own.open().unwrap();

@@ -35,6 +35,7 @@ fn exit_codes_and_messages() {
         (&with(&["--top-p", "0"]), 2, &["top_p"]),
         (&with(&["--logit-bias", "4096=1"]), 2, &["logit_bias", "4096"]),
         (&with(&["--logit-bias", "x"]), 2, &["42=-5"]),
+        (&with(&["--logit-bias", "-1=1"]), 2, &["-1=1", "42=-5"]),
         (&with(&["--stop", ""]), 2, &["stop"]),
         (&with(&["--logprobs", "3"]), 2, &["--json"]),
         (&with(&["--dtype", "f64"]), 2, &["f16 or bf16"]),

@@ -3,7 +3,7 @@
 use crate::device::cuda::embedded::abi;
 use crate::dtype::DType;
 
-/// The codes of four neighbouring columns in one word. Those of the first two lie in its low and its high half where a float of
+/// The codes of four columns, those that a kernel makes two pairs of, in one word. Those of the first two lie in its low and its high half where a float of
 /// `dtype` (`F16` or `BF16`) has its sign, the lower four bits of its exponent and the first three of its mantissa, so that a mask
 /// makes numbers of them; those of the others lie in the bits between.
 pub(crate) fn arrange(codes: [u8; 4], dtype: DType) -> u32 {
