@@ -8,8 +8,8 @@
 // Shapes     SampleArgs; a row of `mask` has a bit for each id that is allowed.
 // Grid       a block a row. Thresholds of keys and of ids are found four bits at a time, from counts (or masses) of what is at or above each
 //            of sixteen values.
-// Shared     16 bins for each thread, then a list of the candidates near the best: where what is asked for is among them, as nearly always,
-//            the row itself is read twice only.
+// Shared     16 bins for each thread, then a list of candidates near the best, of the widest of LEVELS that has room: where what is asked
+//            for is among them, as nearly always, the row itself is read three times only. All tokens are drawn by way of masses of PART ids.
 // Source     sampling by inversion; radix selection.
 
 #include <math_constants.h>
@@ -20,9 +20,10 @@
 
 constexpr int THREADS = LOWBIT_SAMPLE_THREADS, BINS = 16;
 constexpr uint32_t LISTED = 3072;  // most candidates in shared memory
-constexpr float NEAR = -9.0f;      // of those, the least number: e^-9 of the best's mass
-constexpr int AT_ONCE = 8;         // logits that a thread asks for at a time
-static_assert(LOWBIT_SAMPLE_SHARED == THREADS * BINS * 8 + LISTED * 8);
+constexpr int LEVELS = 12;         // how near they may have to be to the best: numbers of at least -16, -8, -4, ..., -2^-7
+constexpr int AT_ONCE = 4;         // logits that a thread asks for at a time
+constexpr uint32_t PART = THREADS * AT_ONCE, PARTS = BINS * THREADS;  // ids that share a mass, and most parts of a row
+static_assert(PART <= LISTED && LOWBIT_SAMPLE_SHARED == THREADS * BINS * 8 + LISTED * 8);
 
 // 2^40 exp(d), d <= 0, every operation rounded on its own as the CPU rounds it.
 __device__ __forceinline__ uint64_t mass_of(float d) {
@@ -77,6 +78,12 @@ struct Candidates {
       }
     }
   }
+  // The candidate of an id, where it is one.
+  template <typename Visit>
+  __device__ __forceinline__ void if_candidate(uint32_t id, float logit, Visit visit) const {
+    const float x = allowed(id, logit), d = number(x);
+    if (x > -CUDART_INF_F && d >= floor) visit(Candidate{key_of(d), id});
+  }
   // Calls `visit(candidate)` for this thread's share of the candidates.
   template <typename Visit>
   __device__ __forceinline__ void each(Visit visit) const {
@@ -84,10 +91,7 @@ struct Candidates {
       for (uint32_t i = threadIdx.x; i < listed; i += THREADS) visit(list[i]);
       return;
     }
-    each_logit([&](uint32_t id, float logit) {
-      const float x = allowed(id, logit), d = number(x);
-      if (x > -CUDART_INF_F && d >= floor) visit(Candidate{key_of(d), id});
-    });
+    each_logit([&](uint32_t id, float logit) { if_candidate(id, logit, visit); });
   }
 };
 
@@ -197,34 +201,98 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
   }
   candidates.best = best.logit;
 
-  // Those near the best, and the mass of all.
-  uint64_t mass = 0, count = 0, near_mass = 0;
-  candidates.each([&](const Candidate& c) {
-    const uint64_t m = c.mass();
-    mass += m, ++count;
-    if (number_of(c.key) < NEAR) return;
-    near_mass += m;
-    const uint32_t at = atomicAdd(&near_count, 1);
-    if (at < LISTED) list[at] = c;
+  // How many are near the best, by level: those whose number is that or more, and some more whose logit could be that of one, so that
+  // numbers are made of few. What is listed is decided by numbers: equal ones must not be parted.
+  uint32_t counts[LEVELS] = {};
+  const auto least_number = [](int level) { return -ldexpf(16.0f, -level); };
+  const auto level_of = [&](int level) {
+    return fmaf(least_number(level) * 1.001f, of.temperature, best.logit) - fabsf(best.logit) * 0x1p-21f;
+  };
+  candidates.each_logit([&](uint32_t id, float x) {
+    if (!(x >= level_of(0))) return;
+#pragma unroll
+    for (int level = 0; level < LEVELS; ++level) counts[level] += x >= level_of(level);
   });
-  mass = block_reduce(mass, uint64_t{0}, Sum());
-  count = block_reduce(count, uint64_t{0}, Sum());
-  near_mass = block_reduce(near_mass, uint64_t{0}, Sum());
-  const bool cuts_count = of.top_k != 0 && of.top_k < count;
-  const auto part = [&](uint64_t total) { return static_cast<double>(of.top_p) * static_cast<double>(total); };
-  // The list has all that can be taken where it has the top_k best, or all candidates, or so much of the mass.
-  const bool is_enough = near_count == count || (cuts_count && of.top_k <= near_count) ||
-                         (!cuts_count && of.top_p < 1.0f && static_cast<double>(near_mass) >= part(mass));
-  if (is_enough && near_count <= LISTED) candidates.listed = near_count;
+  int level = LEVELS;
+#pragma unroll
+  for (int i = LEVELS - 1; i >= 0; --i) {
+    if (block_reduce(counts[i], 0u, Sum()) <= LISTED) level = i;
+  }
+  if (level < LEVELS) {
+    const float least = level_of(level);
+    candidates.each_logit([&](uint32_t id, float x) {
+      if (!(x >= least)) return;
+      candidates.if_candidate(id, x, [&](const Candidate& c) {
+        if (number_of(c.key) >= least_number(level)) list[atomicAdd(&near_count, 1)] = c;
+      });
+    });
+    __syncthreads();
+  }
+  const uint32_t listed = level < LEVELS ? near_count : 0;
+
+  uint64_t total = 0;
+  const auto part = [&](uint64_t of_all) { return static_cast<double>(of.top_p) * static_cast<double>(of_all); };
+  if (of.top_k != 0) {
+    // The list has the top_k best where it has so many. (Where there are no more in all, it does not matter which are said to be cut.)
+    if (of.top_k <= listed) candidates.listed = listed;
+  } else {
+    // The mass of all, by parts.
+    const bool has_parts = args.vocab <= PART * static_cast<uint64_t>(PARTS);
+    const uint32_t parts = has_parts ? (args.vocab + PART - 1) / PART : 0;
+    for (uint32_t i = threadIdx.x; i < parts; i += THREADS) bins[i] = 0;
+    __syncthreads();
+    uint64_t mass = 0, of_part = 0;
+    uint32_t current = 0;
+    const auto flush = [&](uint32_t next) {
+      if (next == current) return;
+      if (has_parts && of_part != 0) atomicAdd(reinterpret_cast<unsigned long long*>(bins + current), of_part);
+      mass += of_part, of_part = 0, current = next;
+    };
+    candidates.each([&](const Candidate& c) {
+      flush(c.id / PART);
+      of_part += c.mass();
+    });
+    flush(UINT32_MAX);
+    total = block_reduce(mass, uint64_t{0}, Sum());  // synchronizes
+    if (of.top_p < 1.0f) {
+      candidates.listed = listed;
+      const uint64_t near_mass = listed == 0 ? 0 : total_of(candidates, [](const Candidate& c) { return c.mass(); });
+      if (static_cast<double>(near_mass) < part(total)) candidates.listed = 0;
+    } else if (has_parts) {
+      // The part in which the mass passes the target, and in it the id.
+      __shared__ uint32_t which;
+      __shared__ uint64_t before;
+      const uint64_t target = __umul64hi(of.draw, total);
+      if (threadIdx.x == 0) {
+        uint64_t passed = 0;
+        uint32_t i = 0;
+        for (; i + 1 < parts && passed + bins[i] <= target; ++i) passed += bins[i];
+        which = i, before = passed, near_count = 0;
+      }
+      __syncthreads();
+      const uint64_t rest = target - before;
+      const uint32_t first = which * PART, end = min(first + PART, args.vocab);
+      for (uint32_t id = first + threadIdx.x; id < end; id += THREADS) {
+        candidates.if_candidate(id, candidates.logits[id], [&](const Candidate& c) { list[atomicAdd(&near_count, 1)] = c; });
+      }
+      __syncthreads();
+      candidates.listed = near_count;
+      const uint32_t id =
+          find_last_id(candidates, bins, [](const Candidate& c) { return c.mass(); }, [&](uint64_t m) { return m > rest; });
+      if (threadIdx.x == 0) args.ids[blockIdx.x] = id;
+      return;
+    }
+  }
 
   Taken taken = {0, UINT32_MAX};
-  uint64_t total = mass;
-  if (cuts_count) {
+  if (of.top_k != 0) {
     const uint64_t k = of.top_k;
     const auto one = [](const Candidate&) { return uint64_t{1}; };
-    const uint32_t key = find_key(candidates, bins, one, [&](uint64_t n) { return n >= k; });
-    const uint64_t above = total_of(candidates, [&](const Candidate& c) { return static_cast<uint64_t>(c.key > key); });
-    taken = take(candidates, bins, key, k - above);
+    if (total_of(candidates, one) > k) {
+      const uint32_t key = find_key(candidates, bins, one, [&](uint64_t n) { return n >= k; });
+      const uint64_t above = total_of(candidates, [&](const Candidate& c) { return static_cast<uint64_t>(c.key > key); });
+      taken = take(candidates, bins, key, k - above);
+    }
     total = total_of(candidates, [&](const Candidate& c) { return taken.has(c) ? c.mass() : 0; });
   }
   if (of.top_p < 1.0f) {
