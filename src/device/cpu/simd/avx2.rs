@@ -38,6 +38,23 @@ macro_rules! intrinsic {
     };
 }
 
+/// Both registers of a vector, each by the same intrinsics. A closure given to `array::map` would not do: it is compiled
+/// without the instructions, and a compiler that does not inline all of it calls every intrinsic as a function.
+macro_rules! halves {
+    (|$i:ident| $e:expr) => {
+        intrinsic!([
+            {
+                let $i = 0_usize;
+                $e
+            },
+            {
+                let $i = 1_usize;
+                $e
+            }
+        ])
+    };
+}
+
 impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
@@ -58,10 +75,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; 16]) -> Self::F {
-        intrinsic!([0, 8].map(|i| {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(i).cast()));
+        halves!(|i| {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(8 * i).cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }))
+        })
     }
     #[inline(always)]
     fn store(self, x: Self::F, to: &mut [f32; 16]) {
@@ -126,7 +143,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn power_of_two(self, x: Self::I) -> Self::F {
-        intrinsic!(x.map(|x| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(x, _mm256_set1_epi32(127))))))
+        halves!(|i| {
+            let biased = _mm256_add_epi32(x[i], _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
     }
 
     #[inline(always)]
@@ -177,16 +197,16 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn shift_right_4(self, x: Self::I) -> Self::I {
-        intrinsic!(x.map(|x| _mm256_srli_epi32::<4>(x)))
+        halves!(|i| _mm256_srli_epi32::<4>(x[i]))
     }
     #[inline(always)]
     fn lookup(self, table: Self::F, index: Self::I) -> Self::F {
         // Both halves of the table by the low three bits; the fourth, as a sign, chooses between them.
-        intrinsic!(index.map(|index| {
-            let low = _mm256_permutevar8x32_ps(table[0], index);
-            let high = _mm256_permutevar8x32_ps(table[1], index);
-            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
-        }))
+        halves!(|i| {
+            let low = _mm256_permutevar8x32_ps(table[0], index[i]);
+            let high = _mm256_permutevar8x32_ps(table[1], index[i]);
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index[i])))
+        })
     }
     #[inline(always)]
     fn store_int(self, x: Self::I, to: &mut [i32; 16]) {
@@ -197,9 +217,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn store_low_bytes(self, x: Self::I, to: &mut [i8; 16]) {
+        let low = halves!(|i| _mm256_and_si256(x[i], _mm256_set1_epi32(255)));
         intrinsic!({
             // Packs work within halves of 128 bits: bytes come out as lanes 0-3, 8-11, 0-3, 8-11 | 4-7, 12-15, ...
-            let low = x.map(|x| _mm256_and_si256(x, _mm256_set1_epi32(255)));
             let words = _mm256_packus_epi32(low[0], low[1]);
             let bytes = _mm256_packus_epi16(words, words);
             let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
@@ -209,15 +229,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn low_nibbles(self, x: Self::I) -> Self::I {
-        intrinsic!(x.map(|x| _mm256_and_si256(x, _mm256_set1_epi8(15))))
+        halves!(|i| _mm256_and_si256(x[i], _mm256_set1_epi8(15)))
     }
     #[inline(always)]
     fn high_nibbles(self, x: Self::I) -> Self::I {
-        intrinsic!(x.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15))))
+        halves!(|i| _mm256_and_si256(_mm256_srli_epi16::<4>(x[i]), _mm256_set1_epi8(15)))
     }
     #[inline(always)]
     fn dot4(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I {
-        intrinsic!(std::array::from_fn(|i| {
+        halves!(|i| {
             // A pair of products passes 16 bits: even and odd bytes are widened apart, then multiplied in pairs.
             let even = _mm256_and_si256(a[i], _mm256_set1_epi16(255));
             let odd = _mm256_srli_epi16::<8>(a[i]);
@@ -225,6 +245,6 @@ impl Simd for Avx2 {
             let b_odd = _mm256_srai_epi16::<8>(b[i]);
             let sum = _mm256_add_epi32(sum[i], _mm256_madd_epi16(even, b_even));
             _mm256_add_epi32(sum, _mm256_madd_epi16(odd, b_odd))
-        }))
+        })
     }
 }
