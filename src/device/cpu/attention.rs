@@ -144,7 +144,9 @@ impl Task<'_> {
 fn widen<S: Simd, E: Copy>(s: S, from: &[E], to: &mut [f32], load: fn(S, &[E; 16]) -> S::F, one: fn(E) -> f32) {
     let (chunks, rest) = from.as_chunks::<16>();
     let (to_chunks, to_rest) = to.as_chunks_mut::<16>();
-    chunks.iter().zip(to_chunks).for_each(|(x, to)| s.store(load(s, x), to));
+    for (x, to) in chunks.iter().zip(to_chunks) {
+        s.store(load(s, x), to);
+    }
     rest.iter().zip(to_rest).for_each(|(&x, to)| *to = one(x));
 }
 
@@ -191,7 +193,10 @@ impl Lanes {
             }
         }
         let before = s.load(&self.largest);
-        let largest = weights.iter().fold(before, |max, score| s.max(s.load(score), max));
+        let mut largest = before;
+        for score in &weights {
+            largest = s.max(s.load(score), largest);
+        }
         let correction = exp(s, s.sub(before, largest));
         let mut sum = s.mul(s.load(&self.sum), correction);
         for weight in &mut weights {

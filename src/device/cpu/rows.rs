@@ -149,7 +149,9 @@ fn produce<S: Simd>(s: S, producer: &Producer<'_>, r: usize, y: &mut [f32]) {
 
 #[inline(always)]
 fn rms_norm<S: Simd>(s: S, row: &mut [f32], weight: &[f32], eps: f32) {
-    let inverse = 1.0 / (sum_of_products(s, row, row) / row.len() as f32 + eps).sqrt();
+    // In f64 as in the reference: rounding each of these four operations to f32 would double the error of a row.
+    let mean = f64::from(sum_of_products(s, row, row)) / row.len() as f64;
+    let inverse = (1.0 / (mean + f64::from(eps)).sqrt()) as f32;
     row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
 }
 
@@ -224,9 +226,7 @@ impl Kernel for HeadNorms<'_> {
     fn run<S: Simd>(self, s: S) {
         let (heads, all) = (self.shape.num_heads, self.shape.num_heads + self.shape.num_kv_heads);
         for (i, head) in self.row.chunks_exact_mut(self.shape.head_dim).take(all).enumerate() {
-            let inverse = 1.0 / (sum_of_products(s, head, head) / head.len() as f32 + self.eps).sqrt();
-            let weight = if i < heads { self.q } else { self.k };
-            head.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
+            rms_norm(s, head, if i < heads { self.q } else { self.k }, self.eps);
         }
     }
 }
@@ -263,18 +263,24 @@ impl Kernel for Stats<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> LogitsStats {
         let (chunks, rest) = self.row.as_chunks::<16>();
-        let lanes = chunks.iter().fold(s.splat(f32::NEG_INFINITY), |max, x| s.max(s.load(x), max));
+        let mut lanes = s.splat(f32::NEG_INFINITY);
+        for x in chunks {
+            lanes = s.max(s.load(x), lanes);
+        }
         let max = rest.iter().fold(s.max_lane(lanes), |max, &x| if x > max { x } else { max });
         if max.is_infinite() || self.row.iter().fold(false, |nan, x| nan | x.is_nan()) {
             return reference::logits_stats(self.row, &[self.target], self.row.len())[0];
         }
-        let block = |block: &[f32]| -> f64 {
+        let mut sum = 0.0;
+        for block in self.row.chunks(1024) {
             let (chunks, rest) = block.as_chunks::<16>();
-            let add = |sum, x| s.add(sum, exp(s, s.sub(s.load(x), s.splat(max))));
+            let mut lanes = s.splat(0.0);
+            for x in chunks {
+                lanes = s.add(lanes, exp(s, s.sub(s.load(x), s.splat(max))));
+            }
             let rest: f32 = rest.iter().map(|x| (x - max).exp()).sum();
-            f64::from(s.sum(chunks.iter().fold(s.splat(0.0), add))) + f64::from(rest)
-        };
-        let sum: f64 = self.row.chunks(1024).map(block).sum();
+            sum += f64::from(s.sum(lanes)) + f64::from(rest);
+        }
         let target = self.row.get(self.target as usize).map_or(f64::NAN, |&x| f64::from(x));
         let argmax = self.row.iter().position(|&x| x == max).unwrap_or(0) as u32;
         LogitsStats { argmax, max: f64::from(max), log_sum_exp: f64::from(max) + sum.ln(), target }

@@ -33,10 +33,11 @@ trait Decoder: Copy + Sync {
     const FACTOR: f32;
     /// Puts a code into a line that is still zero there.
     fn put(line: &mut Line, output: usize, column: usize, code: u8);
+    /// The columns of a line as vectors of 16 outputs, in ascending order.
+    type Columns<S: Simd>: AsRef<[S::F]>;
     /// What decoding needs in a register.
     fn table<S: Simd>(&self, s: S) -> S::F;
-    /// Calls `column` with the values of each column, in ascending order.
-    fn decode<S: Simd>(s: S, table: S::F, line: &Line, column: impl FnMut(usize, S::F));
+    fn decode<S: Simd>(s: S, table: S::F, line: &Line) -> Self::Columns<S>;
 }
 
 /// 32-bit word `j` of a line belongs to output `j`; column `i` is nibble `i`, lowest first. So shifting the words brings
@@ -45,6 +46,7 @@ impl Decoder for &Codebook {
     const COLUMNS: usize = 8;
     const LINES: usize = 1;
     const FACTOR: f32 = 1.0;
+    type Columns<S: Simd> = [S::F; 8];
 
     fn put(line: &mut Line, output: usize, column: usize, code: u8) {
         line.0[output * 4 + column / 2] |= if column.is_multiple_of(2) { code } else { code << 4 };
@@ -56,12 +58,14 @@ impl Decoder for &Codebook {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, table: S::F, line: &Line, mut column: impl FnMut(usize, S::F)) {
+    fn decode<S: Simd>(s: S, table: S::F, line: &Line) -> Self::Columns<S> {
+        let mut columns = [table; 8];
         let mut codes = s.load_bytes(&line.0);
-        for i in 0..Self::COLUMNS {
-            column(i, s.lookup(table, codes));
+        for column in &mut columns {
+            *column = s.lookup(table, codes);
             codes = s.shift_right_4(codes);
         }
+        columns
     }
 }
 
@@ -73,6 +77,7 @@ impl Decoder for E4m3 {
     const COLUMNS: usize = 4;
     const LINES: usize = 4;
     const FACTOR: f32 = 256.0;
+    type Columns<S: Simd> = [S::F; 4];
 
     fn put(line: &mut Line, output: usize, column: usize, code: u8) {
         line.0[column / 2 * 32 + output * 2 + column % 2] = code;
@@ -84,10 +89,8 @@ impl Decoder for E4m3 {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(s: S, _: S::F, line: &Line, mut column: impl FnMut(usize, S::F)) {
-        for (i, values) in s.load_e4m3(&line.0).into_iter().enumerate() {
-            column(i, values);
-        }
+    fn decode<S: Simd>(s: S, _: S::F, line: &Line) -> Self::Columns<S> {
+        s.load_e4m3(&line.0)
     }
 }
 
@@ -212,8 +215,8 @@ impl<D: Decoder> Kernel for Tiles<'_, D> {
             while row < self.m {
                 row += match self.m - row {
                     1..4 => self.block::<S, 1, TILES>(s, tiles.clone(), row),
-                    4..ROWS => tiles.clone().fold(0, |_, tile| self.block::<S, 4, 1>(s, tile..tile + 1, row)),
-                    _ => tiles.clone().fold(0, |_, tile| self.block::<S, ROWS, 1>(s, tile..tile + 1, row)),
+                    4..ROWS => self.one_by_one::<S, 4>(s, tiles.clone(), row),
+                    _ => self.one_by_one::<S, ROWS>(s, tiles.clone(), row),
                 };
             }
         }
@@ -221,6 +224,15 @@ impl<D: Decoder> Kernel for Tiles<'_, D> {
 }
 
 impl<D: Decoder> Tiles<'_, D> {
+    /// A block of each tile; returns `M`.
+    #[inline(always)]
+    fn one_by_one<S: Simd, const M: usize>(&self, s: S, tiles: Range<usize>, row: usize) -> usize {
+        for tile in tiles {
+            self.block::<S, M, 1>(s, tile..tile + 1, row);
+        }
+        M
+    }
+
     /// Up to `T` tiles of 16 outputs, `M` rows from `row` on; returns `M`. Tiles behind the last repeat it and are dropped.
     ///
     /// Each sum takes its columns line by line, whatever the block, so that a row does not depend on its batch.
@@ -245,19 +257,13 @@ impl<D: Decoder> Tiles<'_, D> {
                         if M == 1 {
                             prefetch(lines[t].as_ptr().wrapping_add(line + PREFETCH_LINES));
                         }
-                        let mut column = |i: usize, weights: S::F| {
-                            for r in 0..M {
-                                of_lines[t][r] = s.mul_add(weights, s.splat(x[r][i]), of_lines[t][r]);
-                            }
-                        };
+                        let weights = D::decode(s, table, &lines[t][line]);
+                        let weights = weights.as_ref();
+                        // Whole lines have a loop of a known length, which leaves the vectors in registers.
                         if columns == D::COLUMNS {
-                            D::decode(s, table, &lines[t][line], column);
+                            add_columns(s, &mut of_lines[t], weights, x);
                         } else {
-                            D::decode(s, table, &lines[t][line], |i, weights| {
-                                if i < columns {
-                                    column(i, weights);
-                                }
-                            });
+                            add_columns(s, &mut of_lines[t], &weights[..columns], x);
                         }
                     }
                     line += 1;
@@ -288,5 +294,15 @@ impl<D: Decoder> Tiles<'_, D> {
             }
         }
         M
+    }
+}
+
+/// Adds the products of some columns to the sums of `M` rows.
+#[inline(always)]
+fn add_columns<S: Simd, const M: usize>(s: S, sums: &mut [S::F; M], weights: &[S::F], x: [&[f32]; M]) {
+    for (i, &weights) in weights.iter().enumerate() {
+        for r in 0..M {
+            sums[r] = s.mul_add(weights, s.splat(x[r][i]), sums[r]);
+        }
     }
 }

@@ -132,12 +132,15 @@ impl Simd for Avx512 {
         intrinsic!({
             // As 16-bit words: sign, a copy of it to be cleared, exponent and mantissa.
             let bits = _mm512_set1_epi16(0xbf80_u16 as i16);
-            let f16s = |words| _mm512_and_si512(_mm512_srai_epi16::<1>(words), bits);
             let pairs = self.load_bytes(x);
-            let (even, odd) = (f16s(_mm512_slli_epi16::<8>(pairs)), f16s(pairs));
-            let low = |x| _mm512_cvtph_ps(_mm512_castsi512_si256(x));
-            let high = |x| _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x));
-            [low(even), low(odd), high(even), high(odd)]
+            let even = _mm512_and_si512(_mm512_srai_epi16::<1>(_mm512_slli_epi16::<8>(pairs)), bits);
+            let odd = _mm512_and_si512(_mm512_srai_epi16::<1>(pairs), bits);
+            [
+                _mm512_cvtph_ps(_mm512_castsi512_si256(even)),
+                _mm512_cvtph_ps(_mm512_castsi512_si256(odd)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(even)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(odd)),
+            ]
         })
     }
     #[inline(always)]

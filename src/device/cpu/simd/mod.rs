@@ -75,7 +75,8 @@ impl Level {
 }
 
 /// A piece of work written over [`Simd`]. `run` must be `#[inline(always)]`, and so must what it calls: that is how it
-/// comes to be compiled with a level's instructions.
+/// comes to be compiled with a level's instructions. A closure cannot be, so vectors are worked on in loops, not in
+/// `map` or `fold`: where the compiler leaves one of these out of line, every operation in it is a call.
 pub(super) trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
