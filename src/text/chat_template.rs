@@ -47,6 +47,7 @@ pub struct ChatInput {
 pub struct ChatTemplate {
     env: Environment<'static>,
     file: String,
+    source: String,
     special: BTreeMap<String, String>,
 }
 
@@ -88,19 +89,26 @@ impl ChatTemplate {
 
     fn new(file: &Path, sources: Vec<(String, String)>, special: BTreeMap<String, String>) -> Result<ChatTemplate> {
         let mut env = jinja::environment();
+        let mut all = String::new();
         for (name, source) in sources {
             if source.len() as u64 > MAX_TEMPLATE_BYTES {
                 return Err(text_error(file, format!("chat template `{name}` is larger than 1 MiB")));
             }
             // As Jinja's lexer has it, whatever the editor wrote.
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            all.push_str(&source);
             env.add_template_owned(name.clone(), as_minijinja(&source))
                 .map_err(|e| text_error(file, format!("chat template `{name}`: {e}")))?;
         }
         if env.get_template("default").is_err() && env.get_template("tool_use").is_err() {
             return Err(text_error(file, "has named chat templates, but none named `default` or `tool_use`"));
         }
-        Ok(ChatTemplate { env, file: file.display().to_string(), special })
+        Ok(ChatTemplate { env, file: file.display().to_string(), source: all, special })
+    }
+
+    /// The template's source; of several, all of them one after the other.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders a conversation. The text holds its special tokens: encode it without adding any.

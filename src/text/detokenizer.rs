@@ -94,6 +94,8 @@ impl Pieces {
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
     skip_special: bool,
+    /// Special tokens that are text all the same.
+    kept: Vec<u32>,
     /// Bytes that may yet become characters: at most three with byte-level BPE, a run of byte tokens otherwise.
     held: Vec<u8>,
     first: bool,
@@ -104,7 +106,13 @@ pub struct Detokenizer {
 impl Detokenizer {
     pub(super) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Detokenizer {
         let strip = if let Style::Sequence { strip } = pieces.style { strip.1 } else { 0 };
-        Detokenizer { pieces, skip_special, held: Vec::new(), first: true, strip }
+        Detokenizer { pieces, skip_special, kept: Vec::new(), held: Vec::new(), first: true, strip }
+    }
+
+    /// Keeps these special tokens where others are skipped.
+    pub(super) fn keeping(mut self, kept: Vec<u32>) -> Detokenizer {
+        self.kept = kept;
+        self
     }
 
     /// For text that goes on after other text: a blank at its start is kept, which tokenizers of the sentencepiece
@@ -118,7 +126,7 @@ impl Detokenizer {
     pub fn push(&mut self, id: u32) -> String {
         let pieces = Arc::clone(&self.pieces);
         let Some((piece, kind)) = pieces.get(id) else { return String::new() };
-        if self.skip_special && kind.special {
+        if self.skip_special && kind.special && !self.kept.contains(&id) {
             return String::new();
         }
         let first = std::mem::take(&mut self.first);

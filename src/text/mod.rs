@@ -1,4 +1,5 @@
-//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings.
+//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings; and from a reply's text
+//! to its reasoning, content and tool calls.
 
 pub mod tokenizer;
 mod jinja;
@@ -9,11 +10,13 @@ mod jinja_values;
 pub mod chat_template;
 pub mod detokenizer;
 mod panics;
+mod reply;
 pub mod stop;
 mod tokenizer_config;
 
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use reply::{ReasoningFormat, ReplyParser, ReplyPart, ToolFormat};
 pub use stop::StopStrings;
 pub use tokenizer::Tokenizer;
 

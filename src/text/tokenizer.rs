@@ -144,6 +144,12 @@ impl Tokenizer {
         Detokenizer::new(Arc::clone(&self.pieces), skip_special_tokens)
     }
 
+    /// A detokenizer for one sequence that skips special tokens, but for these: the markers of a
+    /// [`ReplyParser`](super::ReplyParser). Those that the vocabulary does not have are passed over.
+    pub fn detokenizer_keeping(&self, tokens: &[&str]) -> Detokenizer {
+        self.detokenizer(true).keeping(tokens.iter().filter_map(|token| self.token_to_id(token)).collect())
+    }
+
     /// The token of an id as the vocabulary writes it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

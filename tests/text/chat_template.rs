@@ -148,6 +148,8 @@ fn sources_in_order_of_precedence() {
     write("tokenizer_config.json", &json!({"eos_token": {"content": "</s>"}, "chat_template": named}).to_string());
     assert_eq!(render(&user("x")).unwrap(), "plain </s>");
     assert_eq!(render(&ChatInput { tools: Some(vec![]), ..user("x") }).unwrap(), "tools");
+    let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
+    assert_eq!(template.source(), "plain {{ eos_token }}tools");
     write("chat_template.json", r#"{"chat_template": "from json"}"#);
     assert_eq!(render(&user("x")).unwrap(), "from json");
     write("chat_template.jinja", "from jinja");

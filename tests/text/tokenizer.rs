@@ -126,6 +126,16 @@ fn characters_come_out_whole() {
 }
 
 #[test]
+fn markers_are_kept_where_special_tokens_are_skipped() {
+    let tokenizer = &*TOKENIZER;
+    let ids = tokenizer.encode("<|im_start|>a<|im_end|><|endoftext|>", false).unwrap();
+    let mut stream = tokenizer.detokenizer_keeping(&["<|im_end|>", "[TOOL_CALLS]"]);
+    let text: String = ids.iter().map(|&id| stream.push(id)).collect();
+    assert_eq!(text + &stream.finish(), "a<|im_end|>");
+    assert_eq!(tokenizer.decode(&ids, true), "a");
+}
+
+#[test]
 fn sentencepiece_blanks_and_bytes() {
     let t = load(&llama_style(sequence_decoder()), json!({}), 512).unwrap();
     let id = |token: &str| t.token_to_id(token).unwrap();
