@@ -1,4 +1,4 @@
-//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings.
+//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings, grammars.
 
 pub mod tokenizer;
 mod jinja;
@@ -8,12 +8,14 @@ mod jinja_strings;
 mod jinja_values;
 pub mod chat_template;
 pub mod detokenizer;
+pub mod grammar;
 mod panics;
 pub mod stop;
 mod tokenizer_config;
 
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use grammar::{Constraint, GrammarCompiler};
 pub use stop::StopStrings;
 pub use tokenizer::Tokenizer;
 
