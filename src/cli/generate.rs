@@ -17,6 +17,7 @@ use crate::text::detokenizer::Detokenizer;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::Tokenizer;
 
+use super::constraint::ConstraintArgs;
 use super::options::{
     DeviceArgs, EngineArgs, HeadArgs, ModelFlag, SamplingArgs, interrupt_flag, load_model, model_dtype, parse_count,
 };
@@ -65,6 +66,9 @@ pub(super) struct Args {
     sampling: SamplingArgs,
 
     #[command(flatten)]
+    constraint: ConstraintArgs,
+
+    #[command(flatten)]
     engine: EngineArgs,
 
     #[command(flatten)]
@@ -86,6 +90,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let mut params = args.sampling.params(&defaults, tokenizer.eos_id());
     params.logprobs = args.logprobs;
     params.validate(config.vocab_size)?;
+    let constraint = args.constraint.compile(&tokenizer, &params.stop_token_ids)?;
     let prompt_ids = tokenizer.encode(&prompt, true)?;
     let max_tokens = args.room(prompt_ids.len(), config, &defaults)?;
 
@@ -97,7 +102,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let interrupted = interrupt_flag()?;
     let text =
         TextStream { detokenizer: tokenizer.detokenizer(true).continuing(), stop, min_tokens: params.min_tokens };
-    let request = Request::new(prompt_ids.clone(), params, max_tokens);
+    let request = Request { constraint, ..Request::new(prompt_ids.clone(), params, max_tokens) };
     let mut print = |text: &str| if args.json { Ok(()) } else { output::write(text) };
     let done = complete(&mut engine, request, text, &interrupted, &mut print)?;
     if args.json {

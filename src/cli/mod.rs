@@ -6,6 +6,7 @@ mod bandwidth;
 mod bench;
 mod bench_kernels;
 mod chat;
+mod constraint;
 mod doctor;
 pub mod eval;
 mod generate;

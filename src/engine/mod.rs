@@ -5,6 +5,7 @@
 
 mod block_events;
 mod block_manager;
+mod constraint;
 mod event;
 mod prefix_cache;
 mod prompt_work;
@@ -15,6 +16,7 @@ mod scheduler;
 mod sequence;
 
 pub use block_events::{BlockEvent, BlockEvents};
+pub use constraint::{Matcher, TokenSet};
 pub use event::{Event, FinishReason, Load, PromptOutput};
 pub use request::{MAX_CHOICES, MAX_PROMPT_LOGPROBS, Pooling, Request, RequestId};
 
@@ -231,12 +233,12 @@ impl Engine {
             choices = sequence.make_choices();
         }
         let ended = match token {
-            Some(token) => push(sequence, token, events),
+            Some(token) => push(sequence, token, events)?,
             None => end(id, FinishReason::Length, events),
         };
         for (mut choice, row) in choices.into_iter().zip(std::iter::repeat(row)) {
             let Some(token) = row.map(|row| choice.choose(row)).transpose()? else { continue };
-            if !push(&mut choice, token, events) {
+            if !push(&mut choice, token, events)? {
                 self.scheduler.add_choice(id, choice);
             }
         }
@@ -270,10 +272,13 @@ fn failed(reason: &str) -> Error {
 }
 
 /// Appends a token and tells so; true when it is the last one.
-fn push(sequence: &mut Sequence, token: Sampled, events: &mut Vec<Event>) -> bool {
+///
+/// # Errors
+/// Those of [`Sequence::push`].
+fn push(sequence: &mut Sequence, token: Sampled, events: &mut Vec<Event>) -> Result<bool> {
     let (id, last) = (sequence.id(), sequence.push(token.id));
     events.push(Event::Token { id: id.request, choice: id.choice, token });
-    last.is_some_and(|reason| end(id, reason, events))
+    Ok(last?.is_some_and(|reason| end(id, reason, events)))
 }
 
 /// Tells that a sequence has ended: true.

@@ -3,6 +3,7 @@
 use crate::checkpoint::ModelConfig;
 use crate::error::{Error, Result};
 
+use super::constraint::Matcher;
 use super::sampling::SamplingParams;
 
 /// Most choices of one request.
@@ -45,6 +46,9 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// A hidden state of the prompt, as an embedding. [`Pooling::Mean`] computes the whole prompt, whatever is cached.
     pub hidden_state: Option<Pooling>,
+    /// A grammar that the output follows, each choice from its start: tokens are chosen among those that it allows, and a text that can
+    /// only end has ended, with [`super::FinishReason::Stop`].
+    pub constraint: Option<Matcher>,
 }
 
 impl Request {
@@ -59,6 +63,7 @@ impl Request {
             cache_salt: String::new(),
             prompt_logprobs: None,
             hidden_state: None,
+            constraint: None,
         }
     }
 
@@ -69,6 +74,10 @@ impl Request {
     pub(super) fn check(&self, config: &ModelConfig, max_model_len: usize) -> Result<()> {
         let vocab = config.vocab_size;
         self.params.validate(vocab)?;
+        if let Some(constraint) = self.constraint.as_ref().filter(|constraint| constraint.vocab_size() != vocab) {
+            let reason = format!("is of a vocabulary of {}, the model's has {vocab}", constraint.vocab_size());
+            return Err(Error::input(constraint.field(), reason));
+        }
         if self.prompt_ids.is_empty() {
             return Err(Error::input("prompt", "is empty after tokenization; give at least one token"));
         }

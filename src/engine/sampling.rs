@@ -1,7 +1,7 @@
 //! From one row of logits to one token id.
 //!
 //! The order is fixed: repetition, presence and frequency penalties; biases of tokens and of sequences, repeated n-grams,
-//! and the bans of first tokens and of end tokens before `min_tokens`; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
+//! and the bans of first tokens and of end tokens before `min_tokens`; the ban of what a grammar does not allow; temperature; min-p; top-k; top-p; the draw. Each filter sees the distribution that the one before
 //! it left, renormalized, as in vLLM. Ties always go to the lowest id, so `top_k = 1` is greedy decoding.
 //!
 //! Randomness is a pure function of (seed, step): a sequence draws the same numbers whatever else is in its batch. Filters and draw are
@@ -14,6 +14,8 @@ use crate::checkpoint::GenerationConfig;
 use crate::device::SampleRow;
 use crate::device::cpu::Chooser;
 use crate::error::{Error, Result};
+
+use super::constraint::TokenSet;
 
 /// How to choose tokens; names and meanings of vLLM.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,14 +227,38 @@ impl Sampler {
     /// [`Error::NotFinite`] when the row is empty or holds NaN or positive infinity; [`Error::Input`] when biases ban
     /// every token.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
+        self.choose(logits, None)
+    }
+
+    /// The same among the tokens that a grammar allows: as if the model gave no other any probability, but for the probabilities that are
+    /// reported. With `ignore_eos` an end token is chosen only where nothing else is allowed.
+    ///
+    /// # Errors
+    /// Those of [`Sampler::sample`]; [`Error::Input`] also when nothing but the end is allowed before `min_tokens`.
+    pub fn sample_among(&mut self, logits: &[f32], allowed: &TokenSet) -> Result<Sampled> {
+        self.choose(logits, Some(allowed))
+    }
+
+    fn choose(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> Result<Sampled> {
         check(logits)?;
         let log_total = log_sum_exp(logits);
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalize();
+        if let Some(allowed) = allowed {
+            allowed.ban_others(&mut self.logits);
+            let SamplingParams { stop_token_ids, min_tokens, ignore_eos, .. } = &self.params;
+            let is_early = self.step < *min_tokens as u64;
+            if (*ignore_eos || is_early) && allowed.has_more_than(stop_token_ids) {
+                ban(&mut self.logits, stop_token_ids);
+            } else if is_early {
+                return Err(nothing_left_to_say(*min_tokens, self.step as usize));
+            }
+        }
         let id = self.chooser.choose(&self.logits, &self.row());
         let id = id.ok_or_else(|| {
-            Error::input("logit_bias", "this and the other bans leave no token that the model allows")
+            let by = if allowed.is_some() { "the model and the grammar allow" } else { "the model allows" };
+            Error::input("logit_bias", format!("this and the other bans leave no token that {by}"))
         })?;
         let top = top_logprobs(&mut self.chooser, logits, log_total, self.params.logprobs.unwrap_or(0));
         self.count(id);
@@ -300,12 +326,22 @@ impl Sampler {
         if self.step < p.min_tokens as u64 {
             banned.extend(&p.stop_token_ids);
         }
-        for id in banned {
-            if let Some(x) = self.logits.get_mut(id as usize) {
-                *x = f32::NEG_INFINITY;
-            }
+        ban(&mut self.logits, &banned);
+    }
+}
+
+fn ban(logits: &mut [f32], ids: &[u32]) {
+    for &id in ids {
+        if let Some(x) = logits.get_mut(id as usize) {
+            *x = f32::NEG_INFINITY;
         }
     }
+}
+
+/// A grammar's text is complete before `min_tokens`.
+pub(super) fn nothing_left_to_say(min_tokens: usize, generated: usize) -> Error {
+    let reason = format!("{min_tokens} are asked for, but after {generated} the grammar allows nothing but the end");
+    Error::input("min_tokens", reason)
 }
 
 /// What a row of logits, `[vocab]`, says of one token, with the `top` most probable ones.

@@ -8,11 +8,12 @@ use crate::error::{Error, Result};
 use crate::models::{Drawn, HiddenStates};
 
 use super::block_manager::{BlockManager, BlockTable};
+use super::constraint::Matcher;
 use super::event::FinishReason;
 use super::prompt_work::PromptWork;
 use super::request::{Request, RequestId};
 use super::rows::Row;
-use super::sampling::{Sampled, Sampler, SamplingParams};
+use super::sampling::{Sampled, Sampler, SamplingParams, nothing_left_to_say};
 
 /// Identity of a sequence. The order is that in which sequences are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +39,8 @@ pub(super) struct Sequence {
     pub(super) table: BlockTable,
     salt: Arc<str>,
     sampler: Sampler,
+    /// What its output follows.
+    constraint: Option<Matcher>,
     /// Choices of its request; the first sequence makes the others when the prompt is computed.
     choices: usize,
     /// What there is to learn of the prompt, until it is computed.
@@ -53,6 +56,9 @@ impl Sequence {
     /// The first choice of a request, without blocks.
     pub(super) fn new(request: RequestId, asked: Request) -> Sequence {
         let salt = Arc::from(asked.cache_salt.as_str());
+        if let Some(constraint) = &asked.constraint {
+            constraint.prepare();
+        }
         Sequence {
             id: SequenceId { priority: asked.priority, request, choice: 0 },
             prompt_len: asked.prompt_ids.len(),
@@ -63,6 +69,7 @@ impl Sequence {
             choices: asked.n,
             prompt: Some(PromptWork::new(&asked)),
             sampler: Sampler::new(asked.params, &asked.prompt_ids),
+            constraint: asked.constraint,
             token_ids: asked.prompt_ids,
         }
     }
@@ -76,6 +83,7 @@ impl Sequence {
             table: BlockTable::new(&self.salt),
             salt: Arc::clone(&self.salt),
             sampler: Sampler::new(params_of_choice(self.sampler.params(), choice), &self.token_ids),
+            constraint: self.constraint.clone(),
             prompt: None,
             ..*self
         };
@@ -137,7 +145,8 @@ impl Sequence {
     /// How a device may draw its next token; `None` where the host must see its logits. A prompt that several choices follow is drawn from
     /// several times.
     pub(super) fn device_row(&self) -> Option<SampleRow> {
-        self.sampler.device_row().filter(|_| self.prompt.is_none() || self.choices == 1)
+        let is_free = self.constraint.is_none() && (self.prompt.is_none() || self.choices == 1);
+        self.sampler.device_row().filter(|_| is_free)
     }
 
     /// Takes what is wanted of the prompt from a pass that computed the tokens `part`, the first of them its row number `row`.
@@ -158,10 +167,13 @@ impl Sequence {
     /// Chooses the next token.
     ///
     /// # Errors
-    /// `NotFinite` when the logits are not; `Input` when every token is banned.
+    /// `NotFinite` when the logits are not; `Input` when every token is banned, and those of [`Matcher::allowed`].
     pub(super) fn choose(&mut self, row: Row<'_>) -> Result<Sampled> {
         match row {
-            Row::Logits(logits) => self.sampler.sample(logits),
+            Row::Logits(logits) => match &self.constraint {
+                Some(constraint) => self.sampler.sample_among(logits, &*constraint.allowed()?),
+                None => self.sampler.sample(logits),
+            },
             Row::Best(best) if best.logprob.is_nan() => Err(Error::not_finite("logits", best.logprob)),
             Row::Best(best) => Ok(self.drawn(best.id, best.logprob)),
             Row::Drawn(Drawn { id: Device::NOT_FINITE, .. }) => Err(Error::not_finite("logits", "NaN or inf")),
@@ -179,12 +191,29 @@ impl Sequence {
     }
 
     /// Appends a generated token; the reason when it is the last one.
-    pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
+    ///
+    /// # Errors
+    /// `Input` when its grammar leaves nothing to say before `min_tokens`, and those of [`Matcher::advance`].
+    pub(super) fn push(&mut self, token: u32) -> Result<Option<FinishReason>> {
         self.token_ids.push(token);
         let params = self.sampler.params();
         if !params.ignore_eos && params.stop_token_ids.contains(&token) {
-            return Some(FinishReason::Stop);
+            return Ok(Some(FinishReason::Stop));
         }
-        (self.token_ids.len() == self.max_len()).then_some(FinishReason::Length)
+        let is_full = self.token_ids.len() == self.max_len();
+        if let Some(constraint) = &mut self.constraint {
+            constraint.advance(token)?;
+            if constraint.is_finished() {
+                let generated = self.token_ids.len() - self.prompt_len;
+                return match generated < params.min_tokens {
+                    true => Err(nothing_left_to_say(params.min_tokens, generated)),
+                    false => Ok(Some(FinishReason::Stop)),
+                };
+            }
+            if !is_full {
+                constraint.prepare();
+            }
+        }
+        Ok(is_full.then_some(FinishReason::Length))
     }
 }

@@ -1,5 +1,6 @@
 //! Token ids to text, one id at a time.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tokenizers::decoders::DecoderWrapper;
@@ -77,6 +78,19 @@ impl Pieces {
             pieces.kinds.push(Kind { special, byte });
         }
         Ok(pieces)
+    }
+
+    /// The bytes that a token adds to a text that goes on ([`Detokenizer::continuing`]), and whether it is special; `None` for ids
+    /// without a token.
+    pub(super) fn bytes(&self, id: u32) -> Option<(Cow<'_, [u8]>, bool)> {
+        let (piece, kind) = self.get(id)?;
+        let bytes = match self.style {
+            Style::Metaspace { space, .. } => {
+                Cow::Owned(String::from_utf8_lossy(piece).replace(space, " ").into_bytes())
+            }
+            Style::ByteLevel | Style::Sequence { .. } => Cow::Borrowed(piece),
+        };
+        Some((bytes, kind.special))
     }
 
     fn get(&self, id: u32) -> Option<(&[u8], Kind)> {

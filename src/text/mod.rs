@@ -1,5 +1,5 @@
-//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings; and from a reply's text
-//! to its reasoning, content and tool calls.
+//! Between text and token ids: tokenizer, chat templates, incremental detokenizer, stop strings, grammars; and from a
+//! reply's text to its reasoning, content and tool calls.
 
 pub mod tokenizer;
 mod jinja;
@@ -9,6 +9,7 @@ mod jinja_strings;
 mod jinja_values;
 pub mod chat_template;
 pub mod detokenizer;
+pub mod grammar;
 mod panics;
 mod reply;
 pub mod stop;
@@ -16,6 +17,7 @@ mod tokenizer_config;
 
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use grammar::{Constraint, GrammarCompiler};
 pub use reply::{ReasoningFormat, ReplyParser, ReplyPart, ToolFormat};
 pub use stop::StopStrings;
 pub use tokenizer::Tokenizer;

@@ -150,6 +150,16 @@ impl Tokenizer {
         self.detokenizer(true).keeping(tokens.iter().filter_map(|token| self.token_to_id(token)).collect())
     }
 
+    /// What each token adds to a text.
+    pub(super) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// Rows of the model's embedding: logits of each position.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// The token of an id as the vocabulary writes it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

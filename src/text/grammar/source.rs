@@ -1,0 +1,125 @@
+//! What a text is to be held to, as a request says it, and as the grammar parser wants it.
+
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Value, json};
+
+/// Longest source in bytes; of a schema, as JSON without blanks.
+pub const MAX_SOURCE_BYTES: usize = 256 << 10;
+
+/// Most levels of arrays and objects that a schema may have one in the other.
+pub const MAX_SCHEMA_DEPTH: usize = 128;
+
+/// Between two tokens of JSON: enough for a line break and the indentation of any sensible text, and an end to a model that has nothing
+/// better to say.
+const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+
+/// What an output must be, from its first character to its last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that a schema accepts, keys in the schema's order. Of the drafts from 4 to 2020-12 what can be told while the text is written;
+    /// a keyword that cannot (`not`, `if`, `uniqueItems`, ...) is an error, and so is a `oneOf` whose branches may overlap. Remote
+    /// schemas are not fetched.
+    JsonSchema(Value),
+    /// A text that a regular expression matches as a whole, in the syntax of Rust's `regex` crate without look-around and anchors inside.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A context-free grammar in llguidance's variant of Lark, whose start is the rule `start`.
+    Lark(String),
+}
+
+/// The same in one of the parser's languages, a different one for constraints that differ: also the key of what is compiled.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    Json(String),
+    Lark(String),
+}
+
+impl Constraint {
+    /// Its source.
+    ///
+    /// # Errors
+    /// What is wrong with it: too long, too deep, or no choice.
+    pub(super) fn source(&self) -> Result<Source, String> {
+        match self {
+            Constraint::JsonObject => Ok(Source::Json(json!({ "type": "object" }).to_string())),
+            Constraint::JsonSchema(schema) => {
+                if is_deeper_than(schema, MAX_SCHEMA_DEPTH) {
+                    return Err(format!("is nested more than {MAX_SCHEMA_DEPTH} levels deep"));
+                }
+                bounded(schema.to_string()).map(Source::Json)
+            }
+            Constraint::Regex(regex) => {
+                let regex = bounded(without_anchors(regex).to_string())?;
+                Ok(Source::Lark(format!("start: /{}/", llguidance::regex_to_lark(&regex, ""))))
+            }
+            Constraint::Choice(choices) if choices.is_empty() => Err("is empty; give at least one text".to_string()),
+            Constraint::Choice(choices) => {
+                // JSON's strings are Lark's.
+                let choices: Vec<String> =
+                    choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
+                bounded(choices.join(" | ")).map(|choices| Source::Lark(format!("start: {choices}")))
+            }
+            Constraint::Lark(grammar) => bounded(grammar.clone()).map(Source::Lark),
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Source::Json(text) | Source::Lark(text) => text.len(),
+        }
+    }
+
+    /// What the parser compiles.
+    ///
+    /// # Errors
+    /// Those of JSON.
+    pub(super) fn grammar(&self) -> Result<TopLevelGrammar, serde_json::Error> {
+        match self {
+            Source::Lark(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
+            Source::Json(text) => {
+                let mut schema: Value = serde_json::from_str(text)?;
+                if let Value::Object(fields) = &mut schema {
+                    // Options of the parser in a schema are ours alone.
+                    fields.insert("x-guidance".to_string(), json!({ "whitespace_pattern": BLANKS }));
+                }
+                Ok(TopLevelGrammar::from_json_schema(schema))
+            }
+        }
+    }
+}
+
+fn bounded(source: String) -> Result<String, String> {
+    match source.len() {
+        len if len > MAX_SOURCE_BYTES => Err(format!("is {len} bytes long, more than {} KiB", MAX_SOURCE_BYTES >> 10)),
+        _ => Ok(source),
+    }
+}
+
+/// Whether arrays and objects lie in one another on more levels. Takes no stack.
+fn is_deeper_than(value: &Value, most: usize) -> bool {
+    let mut level = vec![value];
+    for _ in 0..=most {
+        level = level.into_iter().flat_map(children).collect();
+    }
+    !level.is_empty()
+}
+
+fn children(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The whole text is matched anyway: `^` at the start and `$` at the end say so once more.
+fn without_anchors(regex: &str) -> &str {
+    let regex = regex.strip_prefix('^').unwrap_or(regex);
+    let backslashes = |text: &str| text.len() - text.trim_end_matches('\\').len();
+    regex.strip_suffix('$').filter(|rest| backslashes(rest) % 2 == 0).unwrap_or(regex)
+}
