@@ -11,4 +11,5 @@ pub mod layers;
 pub mod models;
 pub mod engine;
 pub mod text;
+pub mod server;
 pub mod cli;

@@ -20,4 +20,5 @@ mod models;
 mod ops;
 mod quant;
 mod sampling;
+mod server;
 mod text;

@@ -15,13 +15,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
         return Err(what.to_owned());
     }
     let text = without_bom(std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8: {e}"))?);
-    let Strict(value) = serde_json::from_str(text).map_err(|e| {
+    strict(text).map_err(|e| {
         // Python writes `"temperature": NaN`; what stands before the place names the field.
         let line = text.lines().nth(e.line().saturating_sub(1)).unwrap_or("");
         let near: String = line.chars().skip(e.column().saturating_sub(60)).take(80).collect();
         format!("not valid JSON: {e}, near `{}`", near.trim())
-    })?;
-    Ok(value)
+    })
+}
+
+/// A JSON document whose objects have no duplicate keys, nested 128 levels at most.
+///
+/// # Errors
+/// What is wrong, with line and column.
+pub fn strict(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).map(|Strict(value)| value)
 }
 
 /// Why `bytes`, the beginning of a file that should hold something else, are not its content; `None` when they may be.

@@ -32,7 +32,7 @@ pub mod write;
 
 pub use config::{Architecture, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 pub use head::HEAD_GROUP_SIZE;
-pub use json::{not_content, without_bom};
+pub use json::{not_content, strict as strict_json, without_bom};
 pub use report::Note;
 
 use std::path::Path;

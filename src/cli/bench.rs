@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{Expected, ModelConfig};
 use crate::device::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layers::KvCache;
-use crate::models::{Batch, DummyScheme, Limits, Model, ModelRunner, dummy_config, expected_tensors};
+use crate::models::{Batch, Limits, ModelRunner, expected_tensors};
 
-use super::options::{DeviceArgs, HeadArgs, load_model, model_dtype, scheme_summary};
+use super::options::{DeviceArgs, HeadArgs, scheme_summary};
+use super::source::SourceArgs;
 use super::{Outcome, bandwidth, bench_kernels, output};
 
 #[derive(Debug, clap::Args)]
@@ -25,23 +25,8 @@ pub(super) struct Args {
     #[command(subcommand)]
     what: Option<What>,
 
-    /// Model directory or hub id (`org/name[@revision]`).
-    #[arg(required_unless_present = "dummy", conflicts_with = "dummy")]
-    model: Option<String>,
-
-    /// Random weights of a known shape instead of a model, such as `llama-1.1b` or `llama-3.1-8b`; an unknown name
-    /// lists them.
-    #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
-    dummy: Option<String>,
-
-    /// Quantization of the random weights: `bf16`, `fp8a16`, `w4a16`, `w8a16`, `w8a8`, `w4a8`, any 2 to 8 bits.
-    #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
-    scheme: String,
-
-    /// Inputs of random weights that share a scale; 0 is one scale for each output channel. Without it one scale for
-    /// each output channel at 8 bits, else 128.
-    #[arg(long, env = "LOWBIT_GROUP_SIZE", value_name = "N")]
-    group_size: Option<usize>,
+    #[command(flatten)]
+    source: SourceArgs,
 
     /// Tokens of the prompt test; 0 leaves it out. Several with commas.
     #[arg(short = 'p', long, env = "LOWBIT_N_PROMPT", value_name = "N", value_delimiter = ',', default_value = "512")]
@@ -129,30 +114,19 @@ pub(super) fn run(args: &Args) -> Outcome {
         return bench_kernels::run(args);
     }
     let tests = args.tests()?;
-    let (config, model_dtype, source) = args.source()?;
+    let source = args.source.open(&args.head)?;
+    let config = source.config();
     let len = tests.iter().map(|t| t.len()).max().unwrap_or(0);
     if len > config.max_position_embeddings {
         let reason = format!("{len} tokens in a context: the model has {} positions", config.max_position_embeddings);
         return Err(Error::input("--n-prompt, --n-gen, --depth", reason));
     }
-    let device = args.device.open(model_dtype)?;
+    let device = args.device.open(source.dtype())?;
     // Before the model, which may leave no room for the measurement.
     let ceiling = bandwidth::bytes_per_second(&device)?;
     let limits = args.limits(&tests);
     let start = Instant::now();
-    let mut model = match source {
-        Source::Checkpoint(checkpoint) => load_model(&checkpoint, &device, limits, MEMORY_FLAGS)?,
-        Source::Dummy(scheme) => {
-            let bar = output::progress("random weights");
-            let model = Model::dummy(config.clone(), scheme, args.head.dummy(), &device, &limits, &mut |done, all| {
-                bar.set_length(all as u64);
-                bar.set_position(done as u64);
-            });
-            bar.finish_and_clear();
-            let runner = model.and_then(|model| ModelRunner::new(model, limits));
-            runner.map_err(|error| error.with_memory_advice(MEMORY_FLAGS))?
-        }
-    };
+    let mut model = source.load(&device, limits, MEMORY_FLAGS)?;
     device.synchronize()?;
     let load_seconds = start.elapsed().as_secs_f64();
     let bar = output::progress("tests");
@@ -178,28 +152,10 @@ pub(super) fn run(args: &Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-enum Source {
-    Checkpoint(Box<crate::checkpoint::Checkpoint>),
-    Dummy(DummyScheme),
-}
-
 impl Args {
-    fn source(&self) -> Result<(ModelConfig, DType, Source)> {
-        if let Some(name) = &self.model {
-            let checkpoint = self.head.open(name)?;
-            return Ok((
-                checkpoint.config().clone(),
-                model_dtype(&checkpoint)?,
-                Source::Checkpoint(Box::new(checkpoint)),
-            ));
-        }
-        let config = dummy_config(self.dummy.as_deref().unwrap_or_default())?;
-        Ok((config, DType::BF16, Source::Dummy(DummyScheme::parse(&self.scheme, self.group_size)?)))
-    }
-
     /// The model's name without the folders it lies in.
     fn name(&self) -> String {
-        let name = self.model.as_deref().or(self.dummy.as_deref()).unwrap_or_default();
+        let name = self.source.name();
         let last = std::path::Path::new(name).file_name().filter(|_| std::path::Path::new(name).is_dir());
         last.map_or(name.to_owned(), |last| last.to_string_lossy().into_owned())
     }

@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         ));
     };
     let tokenizer = Tokenizer::load(checkpoint.dir(), config.vocab_size)?;
-    let defaults = args.sampling.defaults(&checkpoint);
+    let defaults = args.sampling.defaults(checkpoint.generation());
     let params = args.sampling.params(&defaults, tokenizer.eos_id());
     params.validate(config.vocab_size)?;
     args.sampling.stop_strings(&defaults)?;

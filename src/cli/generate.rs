@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let checkpoint = args.head.open(name)?;
     let config = checkpoint.config();
     let tokenizer = Tokenizer::load(checkpoint.dir(), config.vocab_size)?;
-    let defaults = args.sampling.defaults(&checkpoint);
+    let defaults = args.sampling.defaults(checkpoint.generation());
     let stop = args.sampling.stop_strings(&defaults)?;
     let mut params = args.sampling.params(&defaults, tokenizer.eos_id());
     params.logprobs = args.logprobs;

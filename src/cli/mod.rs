@@ -6,8 +6,10 @@ mod bandwidth;
 mod bench;
 mod bench_kernels;
 mod chat;
+mod config_file;
 mod constraint;
 mod doctor;
+mod engine_limits;
 pub mod eval;
 mod generate;
 mod inspect;
@@ -16,6 +18,10 @@ mod output;
 mod plan;
 mod plot;
 mod quantize;
+mod run_batch;
+mod serve;
+mod served;
+mod source;
 mod verify;
 
 use std::error::Error as _;
@@ -71,6 +77,10 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model that has a chat template.
     Chat(chat::Args),
+    /// Serve a model over an OpenAI-compatible HTTP API.
+    Serve(serve::Args),
+    /// Answer a file of requests in OpenAI's batch format.
+    RunBatch(run_batch::Args),
     /// Measure how good a model is: perplexity, divergence from a reference, multiple choice, comparisons.
     Eval(eval::Args),
     /// Make a quantized checkpoint of a full-precision model.
@@ -94,11 +104,20 @@ pub fn run() -> ExitCode {
 
 /// Parses a command line, the program's name first, and runs it.
 pub fn run_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match with_config(args.into_iter().collect()) {
+        Ok(args) => args,
+        Err(error) => {
+            report(&error);
+            return ExitCode::from(error.exit_code());
+        }
+    };
     let cli = Cli::from_arg_matches(&parser().get_matches_from(args)).unwrap_or_else(|e| e.exit());
     log_to_stderr(cli.verbose);
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::RunBatch(args) => run_batch::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -114,6 +133,17 @@ pub fn run_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             report(&error);
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// A command line with what stands in the file that `serve --config` names.
+fn with_config(args: Vec<OsString>) -> Result<Vec<OsString>> {
+    let mut parser = parser();
+    // Names and actions of flags are complete only then.
+    parser.build();
+    match parser.find_subcommand("serve").filter(|verb| args.iter().skip(1).any(|arg| arg == verb.get_name())) {
+        Some(verb) => config_file::expanded(args, verb),
+        None => Ok(args),
     }
 }
 

@@ -122,11 +122,13 @@ impl DeviceArgs {
         Ok(if self.batch_invariant { device.batch_invariant() } else { device })
     }
 
-    /// Sizes the thread pool of this process.
+    /// Sizes the thread pool of this process, before anything uses it.
     pub(super) fn start_threads(&self) -> Result<()> {
-        let Some(threads) = self.threads else { return Ok(()) };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
-        pool.map_err(|e| Error::input("--threads", e.to_string()))
+        let Some(threads) = self.threads.map(usize::from) else { return Ok(()) };
+        match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+            Err(e) if rayon::current_num_threads() != threads => Err(Error::input("--threads", e.to_string())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -161,10 +163,14 @@ pub(super) struct EngineArgs {
 }
 
 impl EngineArgs {
+    /// Whether prompts that start alike share keys and values.
+    pub(super) fn prefix_caching(&self) -> bool {
+        self.enable_prefix_caching || !self.no_enable_prefix_caching
+    }
+
     /// The engine of a loaded model.
     pub(super) fn start(&self, runner: ModelRunner) -> Engine {
-        let prefix_caching = self.enable_prefix_caching || !self.no_enable_prefix_caching;
-        Engine::with_options(runner, EngineOptions { prefix_caching, ..EngineOptions::default() })
+        Engine::with_options(runner, EngineOptions { prefix_caching: self.prefix_caching(), ..EngineOptions::default() })
     }
 }
 
@@ -339,8 +345,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 impl SamplingArgs {
     /// The defaults of a model that are to be taken.
-    pub(super) fn defaults(&self, checkpoint: &Checkpoint) -> GenerationConfig {
-        let generation = checkpoint.generation();
+    pub(super) fn defaults(&self, generation: &GenerationConfig) -> GenerationConfig {
         match self.generation_config.as_str() {
             "none" => {
                 GenerationConfig { eos_token_ids: generation.eos_token_ids.clone(), ..GenerationConfig::default() }
@@ -350,8 +355,13 @@ impl SamplingArgs {
     }
 
     /// The texts that end an answer.
+    pub(super) fn stop_texts(&self, defaults: &GenerationConfig) -> Vec<String> {
+        [&self.stop[..], &defaults.stop_strings[..]].concat()
+    }
+
+    /// A matcher of these.
     pub(super) fn stop_strings(&self, defaults: &GenerationConfig) -> Result<StopStrings> {
-        StopStrings::new(&[&self.stop[..], &defaults.stop_strings[..]].concat(), false)
+        StopStrings::new(&self.stop_texts(defaults), false)
     }
 
     /// The parameters with these defaults and an end-of-sequence id.

@@ -5,15 +5,14 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::dtype::DType;
 use crate::error::Result;
-use crate::models::{DummyScheme, GPUS, Gpu, Limits, MemoryPlan, Work, dummy_config, dummy_linear, expected_tensors};
-use crate::quant::Scheme;
+use crate::models::{GPUS, Gpu, Limits, MemoryPlan, Work};
 
 use super::generate::MAX_BATCH_TOKENS;
 use super::inspect::Lines;
-use super::options::{HeadArgs, model_dtype, parse_number};
+use super::engine_limits::parse_part;
+use super::options::HeadArgs;
+use super::source::SourceArgs;
 use super::{Outcome, output};
 
 /// Tokens of the prompt that times are given for, where sequences may be so long.
@@ -23,21 +22,8 @@ const PROMPT: usize = 2048;
 #[command(after_help = "Example: lowbit plan assets/books-6m-gptq --gpu a100-80gb --max-num-seqs 64\n\n\
     Without the model: lowbit plan --dummy llama-3.1-70b --scheme w4a16 --gpu a100-80gb --max-num-seqs 16 --max-model-len 8192")]
 pub(super) struct Args {
-    /// Model directory or hub id (`org/name[@revision]`).
-    #[arg(required_unless_present = "dummy", conflicts_with = "dummy")]
-    model: Option<String>,
-
-    /// Plan for a known shape instead of a model, such as `llama-3.1-8b`; an unknown name lists them.
-    #[arg(long, env = "LOWBIT_DUMMY", value_name = "SHAPE")]
-    dummy: Option<String>,
-
-    /// Scheme of --dummy: `bf16`, `fp8a16`, `w2a16` to `w8a16`, `w2a8` to `w8a8`; embedding and head in 16 bit, but for --lm-head.
-    #[arg(long, env = "LOWBIT_SCHEME", default_value = "w4a16")]
-    scheme: String,
-
-    /// Weights of --dummy that share a scale; 0 is one scale an output channel. Without it 0 at 8 bits, else 128.
-    #[arg(long, env = "LOWBIT_GROUP_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
-    group_size: Option<u32>,
+    #[command(flatten)]
+    source: SourceArgs,
 
     /// The GPU, by its name and memory; an unknown name lists them.
     #[arg(long, env = "LOWBIT_GPU", value_name = "NAME", default_value = "a100-80gb", value_parser = parse_gpu)]
@@ -68,75 +54,16 @@ fn parse_gpu(text: &str) -> Result<&'static Gpu, String> {
     GPUS.iter().find(|gpu| gpu.name == text).ok_or_else(|| format!("`{text}` is not known; there are {}", known()))
 }
 
-fn parse_part(text: &str) -> Result<f64, String> {
-    parse_number(text, "a number above 0, at most 1", |x| *x > 0.0 && *x <= 1.0)
-}
-
-/// What is planned for: a checkpoint's headers, or a shape.
-enum Subject {
-    Checkpoint(Box<Checkpoint>, DType),
-    Dummy(Box<Shape>),
-}
-
-/// A known shape, the scheme of its decoder's linear layers, and that of its head.
-struct Shape {
-    config: ModelConfig,
-    decoder: Scheme,
-    head: Scheme,
-}
-
-impl Subject {
-    fn open(args: &Args) -> Result<Subject> {
-        let Some(shape) = &args.dummy else {
-            let checkpoint = args.head.open(args.model.as_deref().unwrap_or_default())?;
-            checkpoint.check(&expected_tensors(checkpoint.config()))?;
-            let dtype = model_dtype(&checkpoint)?;
-            return Ok(Subject::Checkpoint(Box::new(checkpoint), dtype));
-        };
-        let config = dummy_config(shape)?;
-        let decoder = DummyScheme::parse(&args.scheme, args.group_size.map(|size| size as usize))?;
-        // A few rows of as many columns as make a group one of several.
-        let columns = 2 * args.group_size.unwrap_or(0).max(128) as usize;
-        let scheme = |scheme| dummy_linear(scheme, 8, columns, false, 0).scheme();
-        let decoder = scheme(decoder);
-        Ok(Subject::Dummy(Box::new(Shape { config, decoder, head: scheme(args.head.dummy()) })))
-    }
-
-    fn config(&self) -> &ModelConfig {
-        match self {
-            Subject::Checkpoint(checkpoint, _) => checkpoint.config(),
-            Subject::Dummy(shape) => &shape.config,
-        }
-    }
-
-    fn dtype(&self) -> DType {
-        match self {
-            Subject::Checkpoint(_, dtype) => *dtype,
-            Subject::Dummy(..) => DType::BF16,
-        }
-    }
-
-    fn scheme(&self, name: &str) -> Result<Scheme> {
-        match self {
-            Subject::Checkpoint(checkpoint, _) => checkpoint.linear_scheme(name),
-            Subject::Dummy(shape) => Ok(if name == "lm_head" { shape.head } else { shape.decoder }),
-        }
-    }
-}
-
 pub(super) fn run(args: &Args) -> Outcome {
-    let subject = Subject::open(args)?;
-    let config = subject.config();
+    let source = args.source.open(&args.head)?;
+    let config = source.config();
     let (len, seqs) =
         (args.max_model_len.map_or(config.max_position_embeddings, |n| n as usize), args.max_num_seqs as usize);
     let limits = Limits::new(len, len.min(MAX_BATCH_TOKENS).max(seqs), seqs);
-    let target = args.gpu.target(subject.dtype());
-    let plan = match &subject {
-        Subject::Checkpoint(checkpoint, _) => MemoryPlan::of_checkpoint(checkpoint, &limits, target)?,
-        Subject::Dummy(_) => MemoryPlan::new(config, &limits, target, DType::BF16, |name| subject.scheme(name))?,
-    };
-    let work = Work::new(config, target, |name| subject.scheme(name))?;
-    let tied_head = MemoryPlan::tied_head(config, target, &subject.scheme("lm_head")?);
+    let target = args.gpu.target(source.dtype());
+    let plan = source.plan(&limits, target)?;
+    let work = Work::new(config, target, |name| source.scheme(name))?;
+    let tied_head = MemoryPlan::tied_head(config, target, &source.scheme("lm_head")?);
     let parameters = super::bench::parameters(config);
     let report = Report { gpu: args.gpu, args, plan, tied_head, work, len, seqs, parameters };
     if args.json {
@@ -187,7 +114,7 @@ impl Report<'_> {
     fn json(&self) -> Value {
         let decode = |seqs: usize, context: usize| json!({ "seqs": seqs, "context": context, "tokens_per_s": output::rounded(self.decode(seqs, context)) });
         json!({
-            "model": self.args.model.as_ref().or(self.args.dummy.as_ref()),
+            "model": self.args.source.name(),
             "gpu": self.gpu.name,
             "parameters": self.parameters,
             "max_model_len": self.len,
@@ -215,7 +142,7 @@ impl Report<'_> {
     fn text(&self) -> String {
         let (gpu, plan) = (self.gpu, &self.plan);
         let mut lines = Lines::default();
-        let name = self.args.model.as_ref().or(self.args.dummy.as_ref()).cloned().unwrap_or_default();
+        let name = self.args.source.name();
         lines.add("model", format!("{name}, {} parameters", output::count(self.parameters)));
         lines.add(
             "gpu",

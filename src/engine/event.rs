@@ -1,5 +1,7 @@
 //! What an engine tells of its requests, and of itself.
 
+use std::time::Duration;
+
 use crate::error::Error;
 
 use super::request::RequestId;
@@ -41,6 +43,8 @@ pub enum Event {
     Prompt {
         /// Whose.
         id: RequestId,
+        /// From [`super::Engine::submit`] until it was first scheduled.
+        waited: Duration,
         /// What was learnt of it.
         output: PromptOutput,
     },

@@ -20,12 +20,13 @@ pub use constraint::{Matcher, TokenSet};
 pub use event::{Event, FinishReason, Load, PromptOutput};
 pub use request::{MAX_CHOICES, MAX_PROMPT_LOGPROBS, Pooling, Request, RequestId};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::{Batch, ModelRunner};
 use block_manager::{BlockManager, Contents};
 use prefix_cache::PrefixCache;
 use rows::{Row, Rows};
-use sampling::Sampled;
+use sampling::{Sampled, SamplingParams};
 use scheduler::{Part, Scheduler};
 use sequence::{Sequence, SequenceId};
 
@@ -108,6 +109,40 @@ impl Engine {
     /// Drops a request, running or waiting, with all of its choices. Unknown ids are ignored: it may just have finished.
     pub fn abort(&mut self, id: RequestId) {
         self.scheduler.remove(id, Contents::Keep);
+    }
+
+    /// Drops one choice of a request, running or waiting; its others go on. Before the prompt is computed there is only number 0.
+    pub fn abort_choice(&mut self, id: RequestId, choice: usize) {
+        self.scheduler.remove_choice(id, choice);
+    }
+
+    /// Runs steps of every number of sequences that a GPU records, so that no request waits for that. Leaves nothing behind but cached
+    /// blocks under a salt of their own.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn warm_up(&mut self) -> Result<()> {
+        let limits = *self.runner.limits();
+        let most = match self.runner.device() {
+            Device::Cpu(_) => 1,
+            _ => limits.max_seqs,
+        };
+        for size in (1..=most).filter(|&n| n.is_power_of_two() || n % 8 == 0 || n == most) {
+            for id in 0..size {
+                let prompt = vec![(id % self.runner.config().vocab_size) as u32];
+                let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy() };
+                let salt = "warm-up".to_owned();
+                self.submit(Request { cache_salt: salt, ..Request::new(prompt, params, 1) })?;
+            }
+            while !self.is_idle() {
+                let failed = self.step().into_iter().find_map(|event| match event {
+                    Event::Failed { error: error @ Error::Engine { .. }, .. } => Some(error),
+                    _ => None,
+                });
+                failed.map_or(Ok(()), Err)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes no more requests; further steps finish those it has.
@@ -229,7 +264,7 @@ impl Engine {
         }
         let mut choices = Vec::new();
         if let Some(work) = sequence.prompt.take() {
-            events.push(Event::Prompt { id: id.request, output: work.finish() });
+            events.push(Event::Prompt { id: id.request, waited: work.waited(), output: work.finish() });
             choices = sequence.make_choices();
         }
         let ended = match token {

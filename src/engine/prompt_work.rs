@@ -1,6 +1,7 @@
 //! What is computed of a prompt beside its keys and values: log-probabilities of its tokens, its hidden state.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::models::HiddenStates;
@@ -15,8 +16,9 @@ pub(super) struct PromptWork {
     prompt_len: usize,
     logprobs: Option<usize>,
     pooling: Option<Pooling>,
-    /// Tokens that were in the cache when the request was first admitted.
-    pub(super) cached_tokens: Option<usize>,
+    submitted: Instant,
+    /// When the request was first admitted, and how many of its tokens were in the cache then.
+    admitted: Option<(Instant, usize)>,
     /// Tokens whose rows were seen. They may be computed again, but are not seen again.
     seen: usize,
     scores: Vec<Sampled>,
@@ -31,11 +33,24 @@ impl PromptWork {
             prompt_len: request.prompt_ids.len(),
             logprobs: request.prompt_logprobs,
             pooling: request.hidden_state,
-            cached_tokens: None,
+            submitted: Instant::now(),
+            admitted: None,
             seen: 0,
             scores: Vec::new(),
             hidden: Vec::new(),
         }
+    }
+
+    /// Records that the request was admitted, `cached_tokens` of it in the cache; true the first time.
+    pub(super) fn admit(&mut self, cached_tokens: usize) -> bool {
+        let is_first = self.admitted.is_none();
+        self.admitted.get_or_insert((Instant::now(), cached_tokens));
+        is_first
+    }
+
+    /// Until it was first admitted.
+    pub(super) fn waited(&self) -> Duration {
+        self.admitted.map_or(Duration::ZERO, |(at, _)| at - self.submitted)
     }
 
     /// Leading tokens whose rows are not needed; without end where none are.
@@ -96,7 +111,7 @@ impl PromptWork {
     pub(super) fn finish(self) -> PromptOutput {
         let count = if self.pooling == Some(Pooling::Mean) { self.prompt_len as f64 } else { 1.0 };
         PromptOutput {
-            cached_tokens: self.cached_tokens.unwrap_or(0),
+            cached_tokens: self.admitted.map_or(0, |(_, cached_tokens)| cached_tokens),
             logprobs: self.scores,
             hidden_state: self.hidden.into_iter().map(|sum| (sum / count) as f32).collect(),
         }

@@ -155,8 +155,7 @@ impl Scheduler {
                 self.give_up(sequence);
                 break;
             }
-            if let Some(work) = sequence.prompt.as_mut().filter(|work| work.cached_tokens.is_none()) {
-                work.cached_tokens = Some(start);
+            if sequence.prompt.as_mut().is_some_and(|work| work.admit(start)) {
                 self.prefix_cache_queries += len as u64;
                 self.prefix_cache_hits += start as u64;
             }
@@ -215,6 +214,15 @@ impl Scheduler {
         let ids: Vec<SequenceId> = self.running.keys().filter(|id| id.request == request).copied().collect();
         for sequence in ids.iter().filter_map(|id| self.running.remove(id)).collect::<Vec<_>>() {
             self.blocks.close(sequence.table, contents);
+        }
+    }
+
+    /// Ends one choice of a request, running or waiting.
+    pub(super) fn remove_choice(&mut self, request: RequestId, choice: usize) {
+        self.waiting.retain(|id, _| (id.request, id.choice) != (request, choice));
+        let id = self.running.keys().find(|id| (id.request, id.choice) == (request, choice)).copied();
+        if let Some(id) = id {
+            self.finish(id);
         }
     }
 

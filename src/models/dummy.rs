@@ -45,6 +45,14 @@ pub enum DummyScheme {
 }
 
 impl DummyScheme {
+    /// Inputs that share a scale; 0 where all do.
+    pub fn group_size(self) -> usize {
+        match self {
+            DummyScheme::Bf16 => 0,
+            DummyScheme::WeightOnly(_, group_size) | DummyScheme::Fp8(group_size) | DummyScheme::Int8(_, group_size) => group_size,
+        }
+    }
+
     /// Parses `bf16`, `fp8a16`, `w4a16`, `w8a16`, `w8a8`, `w4a8` (any 2 to 8 bits) with a group size (0: per channel;
     /// without one per channel at 8 bits, else 128).
     pub fn parse(scheme: &str, group_size: Option<usize>) -> Result<DummyScheme> {

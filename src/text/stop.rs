@@ -17,7 +17,8 @@ pub struct StopStrings {
     patterns: Vec<Pattern>,
     include: bool,
     held: String,
-    found: bool,
+    /// The stop string that was found.
+    found: Option<String>,
 }
 
 #[derive(Debug)]
@@ -41,18 +42,23 @@ impl StopStrings {
             return Err(Error::input("stop", format!("expected strings of 1 to {MAX_BYTES} bytes, got {}", s.len())));
         }
         let patterns = strings.iter().map(|s| Pattern::new(s.as_bytes())).collect();
-        Ok(StopStrings { patterns, include, held: String::new(), found: false })
+        Ok(StopStrings { patterns, include, held: String::new(), found: None })
     }
 
     /// Whether a stop string was found; nothing is emitted from then on.
     pub fn found(&self) -> bool {
-        self.found
+        self.found.is_some()
+    }
+
+    /// The stop string that was found.
+    pub fn matched(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// Takes a chunk and returns the text that is now safe to emit. Once a stop string is complete
     /// ([`StopStrings::found`]) that is the rest up to it, and what follows it is dropped.
     pub fn push(&mut self, chunk: &str) -> String {
-        if self.found {
+        if self.found() {
             return String::new();
         }
         let start = self.held.len();
@@ -61,7 +67,7 @@ impl StopStrings {
             let byte = self.held.as_bytes()[end - 1];
             let longest = self.patterns.iter_mut().filter_map(|p| p.step(byte).then_some(p.bytes.len())).max();
             if let Some(len) = longest {
-                self.found = true;
+                self.found = Some(self.held[end - len..end].to_owned());
                 self.held.truncate(if self.include { end } else { end - len });
                 return std::mem::take(&mut self.held);
             }

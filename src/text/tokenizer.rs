@@ -160,6 +160,16 @@ impl Tokenizer {
         self.rows
     }
 
+    /// Whether a token is special: skipped in texts, and not made of a text's own letters.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.pieces.bytes(id).is_some_and(|(_, is_special)| is_special)
+    }
+
+    /// The bytes that a token adds to a text that goes on, special or not; none for an id without a token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.pieces.bytes(id).map(|(bytes, _)| bytes.into_owned()).unwrap_or_default()
+    }
+
     /// The token of an id as the vocabulary writes it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

@@ -71,7 +71,7 @@ impl Outcome {
 /// Takes in one event; nothing may come before a prompt is computed or after the end.
 fn record(outcomes: &mut BTreeMap<RequestId, Outcome>, event: Event) {
     match event {
-        Event::Prompt { id, output } => {
+        Event::Prompt { id, output, .. } => {
             let first = outcomes.entry(id).or_default().prompt.replace(output);
             assert!(first.is_none(), "{id:?}: its prompt is done twice");
         }
