@@ -1,4 +1,5 @@
 mod chat_template;
+mod grammar;
 mod stop;
 mod tokenizer;
 mod tokenizer_files;
