@@ -2,10 +2,13 @@
 //!
 //! The grammar's parser is the `llguidance` crate's; `crate::text::grammar` compiles one for a tokenizer.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use llguidance::TokenParser;
+use llguidance::{CancellationHandle, TokenParser};
 
+use super::deadline;
 use crate::error::{Error, Result};
 
 /// A set of tokens, one bit each: bit `id % 32` of word `id / 32`.
@@ -62,29 +65,53 @@ pub struct Matcher {
     state: Arc<Mutex<State>>,
 }
 
+/// Time that a grammar's parser may take for a sequence, and more of it for each token. Usual grammars take some microseconds of it; others
+/// run in the same batch, and wait.
+const TIME: Duration = Duration::from_secs(1);
+const TIME_PER_TOKEN: Duration = Duration::from_millis(20);
+
 /// Who locks it and finds no set of tokens computes it: a thread that was told to, or else who needs it first.
 struct State {
     grammar: llguidance::Matcher,
+    cancellation: CancellationHandle,
     /// Tokens accepted.
     len: usize,
+    /// Time taken so far.
+    spent: Duration,
     /// What may come next, or why it could not be told.
     allowed: Option<Result<Arc<TokenSet>, String>>,
 }
 
 impl State {
+    fn new(grammar: llguidance::Matcher) -> State {
+        let grammar = grammar.into_cancellable();
+        let cancellation = grammar.cancellation_handle().unwrap_or_default();
+        State { grammar, cancellation, len: 0, spent: Duration::ZERO, allowed: None }
+    }
+
     fn allowed(&mut self, vocab: usize) -> Result<Arc<TokenSet>, String> {
         if let Some(allowed) = &self.allowed {
             return allowed.clone();
         }
-        let allowed = match self.grammar.compute_mask_or_eos() {
-            Ok(set) => {
-                let mut words = set.as_slice().to_vec();
-                words.resize(vocab.div_ceil(32), 0);
-                Ok(Arc::new(TokenSet { words }))
-            }
-            Err(error) => Err(explain(&error.to_string())),
-        };
+        let allowed = self.timed(llguidance::Matcher::compute_mask_or_eos).map(|set| {
+            let mut words = set.as_slice().to_vec();
+            words.resize(vocab.div_ceil(32), 0);
+            Arc::new(TokenSet { words })
+        });
         self.allowed.insert(allowed).clone()
+    }
+
+    /// Runs the parser for as long as it may.
+    fn timed<T, E: Display>(
+        &mut self,
+        work: impl FnOnce(&mut llguidance::Matcher) -> Result<T, E>,
+    ) -> Result<T, String> {
+        let earned = TIME.saturating_add(TIME_PER_TOKEN.saturating_mul(self.len.try_into().unwrap_or(u32::MAX)));
+        let start = Instant::now();
+        let left = earned.saturating_sub(self.spent);
+        let result = deadline::within(left, &self.cancellation, || work(&mut self.grammar));
+        self.spent += start.elapsed();
+        result.map_err(|error| explain(&error.to_string()))
     }
 }
 
@@ -95,6 +122,10 @@ fn explain(reason: &str) -> String {
     }
     if reason.starts_with("panic") {
         return "the grammar parser failed".to_string();
+    }
+    if reason.starts_with(&llguidance::Cancelled.to_string()) {
+        let (s, ms) = (TIME.as_secs(), TIME_PER_TOKEN.as_millis());
+        return format!("the grammar is too ambiguous: it takes more than {s} s and {ms} ms for each token");
     }
     let first = reason.lines().next().unwrap_or_default();
     let is_too_complex = ["LexerTooComplex", "ParserTooComplex", "fuel", "too many", "limit"];
@@ -107,13 +138,13 @@ fn explain(reason: &str) -> String {
 impl Matcher {
     /// The start of a grammar for a model of `vocab` logits, whose parser's token ids are below that.
     pub(crate) fn new(parser: TokenParser, vocab: usize, field: &str) -> Matcher {
-        let state = State { grammar: llguidance::Matcher::new(Ok(parser)), len: 0, allowed: None };
+        let state = State::new(llguidance::Matcher::new(Ok(parser)));
         Matcher { field: Arc::from(field), vocab, state: Arc::new(Mutex::new(state)) }
     }
 
     /// The same at the same place, for another field of a request.
-    pub(crate) fn for_field(&self, field: &str) -> Matcher {
-        Matcher { field: Arc::from(field), ..self.clone() }
+    pub(crate) fn for_field(self, field: &str) -> Matcher {
+        Matcher { field: Arc::from(field), ..self }
     }
 
     /// Logits that its sets of tokens are for.
@@ -140,8 +171,8 @@ impl Matcher {
     /// The tokens that may come next: where the text may end, those that end it too. Never empty.
     ///
     /// # Errors
-    /// [`Error::Input`] of its field where no token of the vocabulary goes on as the grammar demands, or where finding out takes more than
-    /// the compiler's limits allow. The matcher is of no use then.
+    /// [`Error::Input`] of its field where no token of the vocabulary goes on as the grammar demands, or where the parser takes more time or
+    /// work than it may. The matcher is of no use then.
     pub fn allowed(&self) -> Result<Arc<TokenSet>> {
         let mut state = self.lock();
         let len = state.len;
@@ -151,8 +182,8 @@ impl Matcher {
     /// Accepts a token that [`Matcher::allowed`] has.
     ///
     /// # Errors
-    /// [`Error::Input`] of its field where the grammar does not allow it, or grows beyond the compiler's limits. The matcher is of no use
-    /// then.
+    /// [`Error::Input`] of its field where the grammar does not allow it, or where the parser takes more time or work than it may. The
+    /// matcher is of no use then.
     pub fn advance(&mut self, token: u32) -> Result<()> {
         let mut state = self.lock();
         state.allowed = None;
@@ -178,14 +209,20 @@ impl Matcher {
     }
 
     fn error(&self, len: usize, reason: &str) -> Error {
-        Error::input(self.field.as_ref(), format!("after {len} tokens: {reason}"))
+        let place = if len == 0 { String::new() } else { format!("after {len} tokens: ") };
+        Error::input(self.field.as_ref(), format!("{place}{reason}"))
     }
 }
 
 impl Clone for Matcher {
     fn clone(&self) -> Matcher {
         let state = self.lock();
-        let copy = State { grammar: state.grammar.deep_clone(), len: state.len, allowed: state.allowed.clone() };
+        let copy = State {
+            len: state.len,
+            spent: state.spent,
+            allowed: state.allowed.clone(),
+            ..State::new(state.grammar.deep_clone())
+        };
         Matcher { field: Arc::clone(&self.field), vocab: self.vocab, state: Arc::new(Mutex::new(copy)) }
     }
 }

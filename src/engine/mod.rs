@@ -6,6 +6,7 @@
 mod block_events;
 mod block_manager;
 mod constraint;
+mod deadline;
 mod event;
 mod prefix_cache;
 mod prompt_work;

@@ -160,3 +160,49 @@ fn ctrl_c_ends_the_text() {
     assert_eq!(output.status.code(), Some(130));
     assert!(rest.ends_with('\n') && String::from_utf8_lossy(&output.stderr).contains("(abort)"), "{rest}");
 }
+
+/// Flags, and their twins, that hold the text to a grammar.
+#[test]
+fn constraints_from_flags_and_files() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("written");
+        dir.path().join(name).to_str().expect("UTF-8").to_string()
+    };
+    let schema =
+        file("schema.json", r#"{"type": "array", "items": {"enum": ["yes", "no"]}, "minItems": 2, "maxItems": 2}"#);
+    let lark = file("list.lark", "start: ITEM (\",\" ITEM)~3\nITEM: /[0-9]/");
+    let sampled = ["generate", "-m", DEMO, "-p", PROMPT, "--device", "cpu", "--seed", "3", "-n", "60", "--json"];
+    let run = |flag: &str, value: &str| lowbit(&[&sampled[..], &[flag, value]].concat()).json();
+    let twin = |name: &str, value: &str| {
+        let mut command = command(&sampled);
+        command.env(name, value);
+        finish(command, b"").json()
+    };
+    let (json, list) = (run("--json-schema", &schema), run("--grammar", &lark));
+    assert_eq!((&json["finish_reason"], &list["finish_reason"]), (&Value::from("stop"), &Value::from("stop")));
+    let answers: Vec<String> = serde_json::from_str(json["text"].as_str().unwrap()).expect("JSON");
+    assert!(answers.len() == 2 && answers.iter().all(|answer| answer == "yes" || answer == "no"), "{answers:?}");
+    let text = list["text"].as_str().unwrap();
+    assert!(text.len() == 7 && text.split(',').all(|item| item.parse::<u8>().is_ok()), "{text}");
+    let regex = run("--regex", "-[a-f]{6}");
+    assert!(regex["text"].as_str().unwrap().starts_with('-') && regex["text"].as_str().unwrap().len() == 7, "{regex}");
+    for (name, value, expected) in [
+        ("LOWBIT_JSON_SCHEMA", &schema[..], json),
+        ("LOWBIT_GRAMMAR", &lark, list),
+        ("LOWBIT_REGEX", "-[a-f]{6}", regex),
+    ] {
+        assert_eq!(twin(name, value)["token_ids"], expected["token_ids"], "{name}");
+    }
+    for (args, code, needle) in [
+        (["--regex", "(", "--seed", "1"], 2, "--regex: malformed or unsupported regular expression"),
+        (["--json-schema", &lark, "--seed", "1"], 2, "malformed JSON"),
+        (["--json-schema", "no-such-file", "--seed", "1"], 3, "no-such-file"),
+        (["--grammar", &schema, "--seed", "1"], 2, "--grammar: "),
+        (["--grammar", &lark, "--regex", "a"], 2, "cannot be used with"),
+        (["--regex", "[a-z]{3}", "--min-tokens", "30"], 2, "min_tokens: 30 are asked for"),
+    ] {
+        let run = greedy(&args);
+        assert!(run.code == Some(code) && run.stderr.contains(needle), "{args:?}: {:?} {}", run.code, run.stderr);
+    }
+}

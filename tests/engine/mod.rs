@@ -1,5 +1,6 @@
 //! The engine: what a request gets, alone and among others.
 
+mod constraint;
 mod failures;
 mod prefix;
 mod property;

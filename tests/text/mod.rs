@@ -1,4 +1,5 @@
 mod chat_template;
+mod grammar;
 mod reply;
 mod stop;
 mod tokenizer;

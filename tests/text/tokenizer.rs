@@ -56,7 +56,7 @@ pub(super) fn sequence_decoder() -> Value {
         {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})
 }
 
-fn metaspace_decoder() -> Value {
+pub(super) fn metaspace_decoder() -> Value {
     json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false})
 }
 

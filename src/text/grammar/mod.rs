@@ -12,10 +12,10 @@ mod source;
 mod vocabulary;
 mod worker;
 
-pub use source::{Constraint, MAX_SCHEMA_DEPTH, MAX_SOURCE_BYTES};
+pub use source::{Constraint, MAX_LARK_BYTES, MAX_SCHEMA_DEPTH, MAX_SOURCE_BYTES};
 pub use worker::MAX_SECONDS as MAX_COMPILE_SECONDS;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llguidance::ParserFactory;
 use llguidance::api::ParserLimits;
@@ -99,9 +99,19 @@ impl GrammarCompiler {
         self.shared.keep(source, matcher.clone(), bytes);
         Ok(matcher)
     }
+
+    /// Compiled grammars that are kept, and an estimate of their bytes, at most [`MAX_CACHE_BYTES`].
+    pub fn cache(&self) -> (usize, usize) {
+        let cache = self.shared.cache();
+        (cache.grammars.len(), cache.bytes)
+    }
 }
 
 impl Shared {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A matcher at its start, its first set of tokens computed, and an estimate of its bytes.
     fn compile(&self, source: &Source) -> Result<(Matcher, usize), String> {
         let grammar = source.grammar().map_err(|e| e.to_string())?;
@@ -110,23 +120,19 @@ impl Shared {
         let bytes = 64 * source.len() + parser.parser.lexer_stats().num_bytes;
         let matcher = Matcher::new(parser, self.vocab, "");
         match matcher.allowed() {
-            Err(Error::Input { reason, .. }) => Err(reason),
+            // Of the start alone the reader knows nothing.
+            Err(Error::Input { reason, .. }) => Err(format!("nothing matches it: {reason}")),
             Err(error) => Err(error.to_string()),
             Ok(_) => Ok((matcher, bytes)),
         }
     }
 
     fn cached(&self, source: &Source) -> Option<Matcher> {
-        self.cache
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .grammars
-            .get(source)
-            .map(|(matcher, _)| matcher.clone())
+        self.cache().grammars.get(source).map(|(matcher, _)| matcher.clone())
     }
 
     fn keep(&self, source: Source, matcher: Matcher, bytes: usize) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache();
         let before = cache.grammars.put(source, (matcher, bytes));
         cache.bytes += bytes;
         cache.bytes -= before.map_or(0, |(_, bytes)| bytes);
@@ -146,15 +152,20 @@ impl std::fmt::Debug for GrammarCompiler {
 /// The parser's complaint, with what to do where it does not say so.
 fn advice(reason: &str) -> String {
     let complaint = first_line(reason);
-    let advice = [
-        ("panic", "is not understood: the grammar parser failed on it"),
-        ("oneOf constraints are not supported", "`oneOf` whose branches may overlap is not supported; use `anyOf`"),
-        ("retriev", "refers to a schema elsewhere, and none is fetched; put it under `$defs`"),
-    ];
-    match advice.iter().find(|(sign, _)| complaint.contains(sign)) {
-        Some(("panic", said)) => (*said).to_string(),
-        Some((_, said)) => format!("{said} ({complaint})"),
-        None => complaint,
+    let is = |sign| reason.contains(sign);
+    if is("panic: ") {
+        return worker::FAILED.to_string();
+    }
+    if is("oneOf constraints are not supported") {
+        return "`oneOf` whose branches may overlap is not supported; use `anyOf`".to_string();
+    }
+    if is("retrieving it failed") {
+        return format!("refers to a schema elsewhere, and none is fetched; put it under `$defs` ({complaint})");
+    }
+    // Of a regular expression the last line says what is wrong.
+    match reason.lines().find_map(|line| line.strip_prefix("error: ")) {
+        Some(wrong) => format!("malformed or unsupported regular expression: {}", first_line(wrong)),
+        None => complaint.replace("Unimplemented keys:", "keywords that are not supported:"),
     }
 }
 

@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 /// Longest source in bytes; of a schema, as JSON without blanks.
 pub const MAX_SOURCE_BYTES: usize = 256 << 10;
 
-/// Most levels of arrays and objects that a schema may have one in the other.
-pub const MAX_SCHEMA_DEPTH: usize = 128;
+/// Longest Lark grammar in bytes: long chains of terminals take time with the square of their number.
+pub const MAX_LARK_BYTES: usize = 64 << 10;
 
-/// Between two tokens of JSON: enough for a line break and the indentation of any sensible text, and an end to a model that has nothing
-/// better to say.
-const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+/// Most levels of arrays and objects that a schema may have one in the other.
+pub const MAX_SCHEMA_DEPTH: usize = 100;
+
+/// What may stand between two tokens of JSON: one blank, or a line break and an indentation. A model that has nothing better to say goes on
+/// with blanks for ever where it may.
+const BLANKS: &str = r"\x20|\x0D?\x0A[\x20\x09]{0,40}";
 
 /// What an output must be, from its first character to its last.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,10 +52,10 @@ impl Constraint {
                 if is_deeper_than(schema, MAX_SCHEMA_DEPTH) {
                     return Err(format!("is nested more than {MAX_SCHEMA_DEPTH} levels deep"));
                 }
-                bounded(schema.to_string()).map(Source::Json)
+                bounded(schema.to_string(), MAX_SOURCE_BYTES).map(Source::Json)
             }
             Constraint::Regex(regex) => {
-                let regex = bounded(without_anchors(regex).to_string())?;
+                let regex = bounded(without_anchors(regex).to_string(), MAX_SOURCE_BYTES)?;
                 Ok(Source::Lark(format!("start: /{}/", llguidance::regex_to_lark(&regex, ""))))
             }
             Constraint::Choice(choices) if choices.is_empty() => Err("is empty; give at least one text".to_string()),
@@ -60,9 +63,9 @@ impl Constraint {
                 // JSON's strings are Lark's.
                 let choices: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
-                bounded(choices.join(" | ")).map(|choices| Source::Lark(format!("start: {choices}")))
+                bounded(choices.join(" | "), MAX_SOURCE_BYTES).map(|choices| Source::Lark(format!("start: {choices}")))
             }
-            Constraint::Lark(grammar) => bounded(grammar.clone()).map(Source::Lark),
+            Constraint::Lark(grammar) => bounded(grammar.clone(), MAX_LARK_BYTES).map(Source::Lark),
         }
     }
 }
@@ -93,9 +96,9 @@ impl Source {
     }
 }
 
-fn bounded(source: String) -> Result<String, String> {
+fn bounded(source: String, most: usize) -> Result<String, String> {
     match source.len() {
-        len if len > MAX_SOURCE_BYTES => Err(format!("is {len} bytes long, more than {} KiB", MAX_SOURCE_BYTES >> 10)),
+        len if len > most => Err(format!("is {len} bytes long, more than {} KiB", most >> 10)),
         _ => Ok(source),
     }
 }

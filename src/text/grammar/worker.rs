@@ -16,6 +16,9 @@ const MAX_RUNNING: usize = 4;
 /// Bytes of address space. The parser's recursion is bounded by the length of a source, not more tightly.
 const STACK_BYTES: usize = 256 << 20;
 
+/// What is said of a source that makes the parser panic.
+pub(super) const FAILED: &str = "is not understood: the grammar parser failed on it";
+
 /// How many run.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
@@ -46,8 +49,7 @@ impl Workers {
         let place = self.place(deadline)?;
         let (done, outcome) = sync_channel(1);
         let body = move || {
-            let result =
-                guard(work).unwrap_or_else(|| Err("is not understood: the grammar parser failed on it".to_string()));
+            let result = guard(work).unwrap_or_else(|| Err(FAILED.to_string()));
             // Nobody may wait any more.
             let _gone = done.send(result);
             drop(place);
@@ -59,9 +61,7 @@ impl Workers {
             Err(RecvTimeoutError::Timeout) => {
                 Err(format!("is too complex: it is not compiled after {MAX_SECONDS} seconds"))
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                Err("is not understood: the grammar parser failed on it".to_string())
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(FAILED.to_string()),
         })
     }
 
