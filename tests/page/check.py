@@ -176,8 +176,10 @@ def shows_probabilities(page):
     page.browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
     page.browser.wait("document.querySelector('#tip').hidden")
     # By keyboard: from the box backwards to the tokens, which are one stop, and along them.
-    page.browser.run("document.querySelector('.token').focus()")
-    assert '"Dogs"' in page.browser.run("document.querySelector('#tip').innerText")
+    page.browser.run("document.querySelector('#text').focus()")
+    for _ in range(4):
+        page.browser.key("Tab", shift=True)
+    assert '"Dogs"' in page.browser.run("document.querySelector('#tip').innerText"), page.browser.run("document.activeElement.outerHTML")
     page.browser.key("ArrowRight")
     page.browser.key("ArrowRight")
     assert '" cats"' in page.browser.run("document.querySelector('#tip').innerText")
@@ -331,6 +333,12 @@ def shows_load(page):
     assert page.mock.polls > 3 and "preemptions 3" in page.browser.run("document.querySelector('#totals').textContent")
     time.sleep(float(os.environ.get("LOWBIT_PAGE_LOAD_S", 0)))
     page.picture("load")
+    # Readings of a server that was started anew are no rates of before.
+    page.mock.polls = 0
+    page.browser.wait("/generated [369]0 /.test(document.querySelector('#totals').textContent)")
+    page.browser.wait("parseFloat(document.querySelector('.chart:nth-child(4) .legend b').textContent) > 0")
+    heights = page.browser.run("[...document.querySelectorAll('[class^=line]')].flatMap((p) => p.getAttribute('d').match(/ \\S+?(?=[ML]|$)/g) ?? []).map(Number)")
+    assert len(heights) > 20 and all(0 <= height <= 100 for height in heights), heights
     # Where the charts are not seen, nothing is asked.
     page.browser.click("#chat-tab")
     time.sleep(0.3)

@@ -8,9 +8,9 @@ export const write = (storage, name, value) => { try { window[storage].setItem(n
 
 /** A request that failed, as OpenAI's error object tells it. */
 export class ApiError extends Error {
-  constructor(message, { status = 0, param = null, retryAfter = null } = {}) {
+  constructor(message, status = 0, param = null) {
     super(message);
-    Object.assign(this, { status, param, retryAfter });
+    Object.assign(this, { status, param });
   }
 }
 
@@ -18,9 +18,9 @@ async function errorOf(response) {
   let error = {};
   try { error = (await response.json()).error ?? {}; } catch { /* no error object: the status must do */ }
   let message = error.message ?? `The server answered ${response.status} ${response.statusText}.`;
-  const retryAfter = Number(response.headers.get('retry-after')) || null;
-  if (response.status === 429 || response.status === 503) message += ` Try again in ${retryAfter ?? 'a few'} s.`;
-  return new ApiError(message, { status: response.status, param: error.param, retryAfter });
+  const wait = Number(response.headers.get('retry-after'));
+  if (response.status === 429 || response.status === 503) message += ` Try again ${wait ? `in ${wait} s` : 'later'}.`;
+  return new ApiError(message, response.status, error.param);
 }
 
 let apiKey = read('sessionStorage', 'lowbit.key');

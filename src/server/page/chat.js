@@ -31,6 +31,7 @@ function show() {
     };
     nodes.push(el('div', { className: 'empty' }, 'Ask the model something.', ...(chat.before ? [actionButton('Back to the conversation before', back)] : [])));
   }
+  hideTip();
   $('messages').replaceChildren(...nodes);
   refresh();
   $('messages').scrollTop = $('messages').scrollHeight;
