@@ -50,6 +50,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         shutdown_timeout: Duration::ZERO,
         access_log: AccessLogFormat::Off,
         vllm_metrics: false,
+        web: false,
     };
     let loader = args.served.loader()?;
     let bar = output::progress("requests");

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
+
 use crate::error::{Error, Result};
 use crate::server::{self, AccessLogFormat, ApiKeys, Bind, ConnectionLimits, RequestLimits, ServerOptions, Tls};
 
@@ -75,6 +77,10 @@ struct HttpArgs {
     #[arg(long, env = "LOWBIT_ACCESS_LOG", default_value = "text", value_parser = parse_access_log)]
     access_log: AccessLogFormat,
 
+    /// Do not serve the web page.
+    #[arg(long, env = "LOWBIT_NO_WEB", value_parser = FalseyValueParser::new())]
+    no_web: bool,
+
     /// Tell /metrics under the names of another server too, for dashboards and routers made for it: `vllm`.
     #[arg(long, env = "LOWBIT_METRICS_COMPAT", value_name = "SERVER", value_parser = ["vllm"])]
     metrics_compat: Option<String>,
@@ -141,6 +147,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         shutdown_timeout: Duration::from_secs(args.limits.shutdown_timeout.into()),
         access_log: args.http.access_log,
         vllm_metrics: args.http.metrics_compat.is_some(),
+        web: !args.http.no_web,
     };
     let is_open = options.keys.is_empty() && !args.http.is_local();
     let loader = args.served.loader()?;

@@ -63,7 +63,7 @@ pub fn run_batch(
     let summary = runtime.block_on(async {
         let server = Arc::new(Server::new(options));
         server.serve_model(super::start(service, options)?)?;
-        let router = api::router(server);
+        let router = api::router(server, false);
         let mut summary = BatchSummary { resumed: done.len(), ..BatchSummary::default() };
         progress(summary.resumed, all);
         let lines = BufReader::new(File::open(input).map_err(Error::io(input))?).lines();

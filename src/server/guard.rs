@@ -5,9 +5,10 @@ use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
 use super::error::ApiError;
+use super::page;
 
-/// Routes that need no key: probes, and the page's own files.
-const PUBLIC: [&str; 6] = ["/health", "/ready", "/", "/page.css", "/page.js", "/favicon.svg"];
+/// Routes that need no key, beside the page's own files: probes.
+const PUBLIC: [&str; 2] = ["/health", "/ready"];
 
 /// Keys that clients may send, by name. Of the keys themselves only digests are kept.
 #[derive(Debug, Clone, Default)]
@@ -57,7 +58,7 @@ impl Guard {
     /// 401, or 403 for another host or origin.
     pub(super) fn check(&self, path: &str, headers: &HeaderMap, authority: Option<&str>) -> Result<Option<&str>, ApiError> {
         self.check_host(headers, authority)?;
-        if PUBLIC.contains(&path) || self.keys.is_empty() {
+        if PUBLIC.contains(&path) || page::is_file(path) || self.keys.is_empty() {
             return Ok(None);
         }
         let key = bearer(headers).or_else(|| headers.get("x-api-key")?.to_str().ok());

@@ -12,6 +12,7 @@ mod generation;
 mod guard;
 mod listen;
 mod metrics;
+mod page;
 mod worker;
 
 pub use access_log::AccessLogFormat;
@@ -69,6 +70,8 @@ pub struct ServerOptions {
     pub access_log: AccessLogFormat,
     /// Tell metrics under vLLM's names too.
     pub vllm_metrics: bool,
+    /// Serve the web page.
+    pub web: bool,
 }
 
 /// What a server serves.
@@ -183,7 +186,7 @@ async fn serve(
     let mut connections = JoinSet::new();
     for listener in listeners {
         let tls = tls.clone().filter(|_| matches!(listener, Listener::Tcp(_)));
-        let router = api::router(Arc::clone(&server));
+        let router = api::router(Arc::clone(&server), options.web);
         connections.spawn(listen::serve(listener, router, tls, options.connections, is_closing.clone()));
     }
     let mut signals = Signals::new()?;

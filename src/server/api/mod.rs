@@ -39,11 +39,13 @@ use super::Server;
 use super::access_log::Entry;
 use super::app::{App, unique_id};
 use super::error::ApiError;
+use super::page;
 use super::metrics::{Http, Method as Counted};
 
-/// The router of a server.
-pub(super) fn router(server: Arc<Server>) -> Router {
-    let routes = Router::new()
+/// The router of a server, with the web page or without.
+pub(super) fn router(server: Arc<Server>, web: bool) -> Router {
+    let files = if web { page::routes() } else { Router::new() };
+    let routes = files
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
         .route("/version", get(info::version))
