@@ -33,11 +33,15 @@ pub(super) fn expanded(mut args: Vec<OsString>, command: &Command) -> Result<Vec
             continue;
         }
         let flag = command.get_arguments().find(|arg| arg.get_long() == Some(&name) && name != "config");
-        let Some(flag) = flag else { return Err(wrong(format!("`{key}` is no flag of `lowbit {}`", command.get_name()))) };
+        let Some(flag) = flag else {
+            return Err(wrong(format!("`{key}` is no flag of `lowbit {}`", command.get_name())));
+        };
         if is_given(&args[..end], flag) {
             continue;
         }
-        for text in texts(value).ok_or_else(|| wrong(format!("`{key}`: expected a text, a number, true or a list of these")))? {
+        for text in
+            texts(value).ok_or_else(|| wrong(format!("`{key}`: expected a text, a number, true or a list of these")))?
+        {
             match (flag.get_action().takes_values(), text.as_str()) {
                 (true, text) => added.push(format!("--{name}={text}").into()),
                 (false, "true") => added.push(format!("--{name}").into()),
@@ -72,7 +76,8 @@ fn is_given(args: &[OsString], flag: &Arg) -> bool {
             // `-t4` too.
             || short.as_ref().is_some_and(|short| arg.starts_with(short.as_str()) && !arg.starts_with("--"))
     };
-    args.iter().any(|arg| arg.to_str().is_some_and(names)) || flag.get_env().is_some_and(|name| std::env::var_os(name).is_some())
+    args.iter().any(|arg| arg.to_str().is_some_and(names))
+        || flag.get_env().is_some_and(|name| std::env::var_os(name).is_some())
 }
 
 /// Whether a positional stands among the arguments: one that neither is a flag nor follows a flag that takes a value.
@@ -85,7 +90,8 @@ fn has_positional(args: &[OsString], command: &Command) -> bool {
         command.get_arguments().find(of).is_some_and(|flag| flag.get_action().takes_values())
     };
     // The program and the verb come first.
-    let mut args = args.iter().skip_while(|arg| *arg != command.get_name()).skip(1).map(|arg| arg.to_str().unwrap_or_default());
+    let mut args =
+        args.iter().skip_while(|arg| *arg != command.get_name()).skip(1).map(|arg| arg.to_str().unwrap_or_default());
     while let Some(arg) = args.next() {
         if !arg.starts_with('-') {
             return true;
@@ -145,7 +151,13 @@ mod tests {
 
     #[test]
     fn errors_name_file_and_key() {
-        for (file, named) in [("prot = 1", "prot"), ("port = {}", "port"), ("port", "serve.toml"), ("no-web = 3", "no-web"), ("config = \"x\"", "config")] {
+        for (file, named) in [
+            ("prot = 1", "prot"),
+            ("port = {}", "port"),
+            ("port", "serve.toml"),
+            ("no-web = 3", "no-web"),
+            ("config = \"x\"", "config"),
+        ] {
             let error = expand(file, &[]).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("serve.toml"), "{error}");
         }

@@ -91,7 +91,9 @@ impl MemoryArgs {
         if wanted.min(room) / block < needed {
             let is_room = room / block < needed;
             return Err(Error::OutOfMemory {
-                what: format!("a KV cache for one sequence of {len} tokens beside {beside} bytes of weights and scratch"),
+                what: format!(
+                    "a KV cache for one sequence of {len} tokens beside {beside} bytes of weights and scratch"
+                ),
                 needed_bytes: needed * block,
                 free_bytes: wanted.min(room),
                 advice: match is_room {

@@ -170,7 +170,10 @@ impl EngineArgs {
 
     /// The engine of a loaded model.
     pub(super) fn start(&self, runner: ModelRunner) -> Engine {
-        Engine::with_options(runner, EngineOptions { prefix_caching: self.prefix_caching(), ..EngineOptions::default() })
+        Engine::with_options(
+            runner,
+            EngineOptions { prefix_caching: self.prefix_caching(), ..EngineOptions::default() },
+        )
     }
 }
 

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::error::Result;
 use crate::models::{GPUS, Gpu, Limits, MemoryPlan, Work};
 
+use super::engine_limits::parse_part;
 use super::generate::MAX_BATCH_TOKENS;
 use super::inspect::Lines;
-use super::engine_limits::parse_part;
 use super::options::HeadArgs;
 use super::source::SourceArgs;
 use super::{Outcome, output};

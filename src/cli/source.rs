@@ -103,9 +103,7 @@ impl Source {
     pub(super) fn plan(&self, limits: &Limits, target: Target) -> Result<MemoryPlan> {
         match self {
             Source::Checkpoint(checkpoint, _) => MemoryPlan::of_checkpoint(checkpoint, limits, target),
-            Source::Dummy(config, ..) => {
-                MemoryPlan::new(config, limits, target, DType::BF16, |name| self.scheme(name))
-            }
+            Source::Dummy(config, ..) => MemoryPlan::new(config, limits, target, DType::BF16, |name| self.scheme(name)),
         }
     }
 

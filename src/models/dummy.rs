@@ -49,7 +49,9 @@ impl DummyScheme {
     pub fn group_size(self) -> usize {
         match self {
             DummyScheme::Bf16 => 0,
-            DummyScheme::WeightOnly(_, group_size) | DummyScheme::Fp8(group_size) | DummyScheme::Int8(_, group_size) => group_size,
+            DummyScheme::WeightOnly(_, group_size)
+            | DummyScheme::Fp8(group_size)
+            | DummyScheme::Int8(_, group_size) => group_size,
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::engine::{Matcher, Request};
 use crate::engine::sampling::SamplingParams;
+use crate::engine::{Matcher, Request};
 use crate::text::{ChatTemplate, Constraint, GrammarCompiler, ReasoningFormat, Tokenizer, ToolFormat};
 
 use super::error::ApiError;
@@ -140,7 +140,10 @@ impl App {
         match prompts.checked_mul(n) {
             Some(1..) if prompts * n <= most => Ok(()),
             _ if n == 0 => Err(ApiError::invalid("n", "expected at least 1, got 0")),
-            _ => Err(ApiError::invalid("n", format!("{prompts} prompts with {n} choices each: expected 1 to {most} in all"))),
+            _ => Err(ApiError::invalid(
+                "n",
+                format!("{prompts} prompts with {n} choices each: expected 1 to {most} in all"),
+            )),
         }
     }
 

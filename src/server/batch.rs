@@ -68,7 +68,9 @@ pub fn run_batch(
         progress(summary.resumed, all);
         let lines = BufReader::new(File::open(input).map_err(Error::io(input))?).lines();
         let wanted = lines.map_while(Result::ok).filter(|line| !line.trim().is_empty());
-        let left = wanted.filter_map(|line| serde_json::from_str::<Line>(&line).ok()).filter(|line| !done.contains(&line.custom_id));
+        let left = wanted
+            .filter_map(|line| serde_json::from_str::<Line>(&line).ok())
+            .filter(|line| !done.contains(&line.custom_id));
         let mut answers =
             futures_util::stream::iter(left).map(|line| answer(router.clone(), line)).buffer_unordered(at_once);
         while let Some(answer) = answers.next().await {
@@ -122,12 +124,15 @@ fn check(input: &Path) -> Result<usize> {
 
 /// The output as far as an earlier run came, with the ids of its lines; a line that was cut off is taken off.
 fn open_part(part: &Path) -> Result<(File, HashSet<String>)> {
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(part).map_err(Error::io(part))?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(part).map_err(Error::io(part))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(Error::io(part))?;
     let (mut done, mut end) = (HashSet::new(), 0);
     for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let Some(id) = serde_json::from_slice::<Value>(line).ok().and_then(|v| v["custom_id"].as_str().map(str::to_owned)) else {
+        let Some(id) =
+            serde_json::from_slice::<Value>(line).ok().and_then(|v| v["custom_id"].as_str().map(str::to_owned))
+        else {
             break;
         };
         if !line.ends_with(b"\n") {

@@ -56,7 +56,12 @@ impl Guard {
     ///
     /// # Errors
     /// 401, or 403 for another host or origin.
-    pub(super) fn check(&self, path: &str, headers: &HeaderMap, authority: Option<&str>) -> Result<Option<&str>, ApiError> {
+    pub(super) fn check(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        authority: Option<&str>,
+    ) -> Result<Option<&str>, ApiError> {
         self.check_host(headers, authority)?;
         if PUBLIC.contains(&path) || page::is_file(path) || self.keys.is_empty() {
             return Ok(None);
@@ -78,7 +83,8 @@ impl Guard {
         }
         let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
         let origin = origin.to_str().unwrap_or_default();
-        let same = origin.split_once("://").is_some_and(|(_, of)| host.is_some_and(|host| of.eq_ignore_ascii_case(host)));
+        let same =
+            origin.split_once("://").is_some_and(|(_, of)| host.is_some_and(|host| of.eq_ignore_ascii_case(host)));
         if same || self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin)) {
             return Ok(());
         }
@@ -127,7 +133,9 @@ mod tests {
         assert_eq!(with("/v1/messages", &[("x-api-key", "secret-a")]), Ok(Some("alice".into())));
         assert_eq!(with("/health", &[]), Ok(None));
         let long = "x".repeat(10_000);
-        for bad in ["Bearer secret-c", "Bearer ", "Bearer", "Basic secret-a", "secret-a", "Bearer secret-a secret-b", &long] {
+        for bad in
+            ["Bearer secret-c", "Bearer ", "Bearer", "Basic secret-a", "secret-a", "Bearer secret-a secret-b", &long]
+        {
             assert_eq!(with("/v1/models", &[("authorization", bad)]), Err(401), "{bad}");
         }
         for path in ["/v1/models", "/metrics", "/nowhere", "/health/", "//health", "/v1/../health"] {

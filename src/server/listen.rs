@@ -51,7 +51,8 @@ impl Tls {
     /// `Io`, or `Input` when they hold no certificate, no key, or do not belong together.
     pub(super) fn acceptor(&self) -> Result<TlsAcceptor> {
         let read = |path: &Path| std::fs::read(path).map_err(Error::io(path));
-        let bad = |flag: &str, path: &Path, e: &dyn std::fmt::Display| Error::input(flag, format!("{}: {e}", path.display()));
+        let bad =
+            |flag: &str, path: &Path, e: &dyn std::fmt::Display| Error::input(flag, format!("{}: {e}", path.display()));
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&self.cert)?)
             .collect::<Result<_, _>>()
             .map_err(|e| bad("--tls-cert", &self.cert, &e))?;
@@ -97,7 +98,9 @@ impl Listener {
             }
             Bind::Unix(path) => {
                 // A socket that nobody listens to is left from a server that was killed.
-                if std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+                if std::os::unix::net::UnixStream::connect(path)
+                    .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+                {
                     let _ = std::fs::remove_file(path);
                 }
                 let listener = UnixListener::bind(path);

@@ -16,17 +16,15 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::engine::Load;
 
 /// Upper bounds in seconds: of the time to the first token, between tokens, and of whole requests or their phases.
-const FIRST_TOKEN: [f64; 18] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-];
+const FIRST_TOKEN: [f64; 18] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0];
 const BETWEEN_TOKENS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 const REQUEST: [f64; 18] =
     [0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 600.0];
 /// Upper bounds of counts of tokens.
-const TOKENS: [f64; 15] = [
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0,
-];
+const TOKENS: [f64; 15] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0];
 
 /// Labels of requests that ended well.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -143,7 +141,13 @@ impl Metrics {
         let of_model = self.registry.sub_registry_with_labels(model.into_iter());
         add(of_model, prefix, "num_requests_running", "Sequences that are being computed", &self.running);
         add(of_model, prefix, "num_requests_waiting", "Sequences that wait to be computed", &self.waiting);
-        add(of_model, prefix, "kv_cache_usage_perc", "Part of the KV cache that sequences use, 0 to 1", &self.kv_cache_usage);
+        add(
+            of_model,
+            prefix,
+            "kv_cache_usage_perc",
+            "Part of the KV cache that sequences use, 0 to 1",
+            &self.kv_cache_usage,
+        );
         add(of_model, prefix, "prefix_cache_queries", "Prompt tokens looked up in the prefix cache", &self.queries);
         add(of_model, prefix, "prefix_cache_hits", "Prompt tokens found in the prefix cache", &self.hits);
         add(of_model, prefix, "num_preemptions", "Times that a sequence gave its KV blocks up", &self.preemptions);
@@ -151,7 +155,10 @@ impl Metrics {
         add(of_model, prefix, "generation_tokens", "Tokens generated", &self.generation_tokens);
         add(of_model, prefix, "time_to_first_token_seconds", "From arrival to the first token", &self.first_token);
         add(of_model, prefix, "inter_token_latency_seconds", "From a token to the next", &self.between_tokens);
-        add(of_model, prefix, "request_time_per_output_token_seconds",
+        add(
+            of_model,
+            prefix,
+            "request_time_per_output_token_seconds",
             "A request's mean time between tokens",
             &self.per_output_token,
         );
@@ -161,7 +168,11 @@ impl Metrics {
         add(of_model, prefix, "request_decode_time_seconds", "From the first token to the last", &self.decode);
         add(of_model, prefix, "request_prompt_tokens", "Tokens of a prompt", &self.prompt_len);
         add(of_model, prefix, "request_generation_tokens", "Tokens that a request generated", &self.generation_len);
-        self.registry.register(format!("{prefix}:request_success"), "Choices that ended, by reason", self.success.clone());
+        self.registry.register(
+            format!("{prefix}:request_success"),
+            "Choices that ended, by reason",
+            self.success.clone(),
+        );
         let info = Family::<CacheConfig, Value>::default();
         info.get_or_create(&CacheConfig {
             block_size: block_size as u64,

@@ -16,8 +16,8 @@ mod page;
 mod worker;
 
 pub use access_log::AccessLogFormat;
-pub use batch::{BatchSummary, run_batch};
 pub use app::{RequestLimits, ServedModel};
+pub use batch::{BatchSummary, run_batch};
 pub use guard::ApiKeys;
 pub use listen::{Bind, ConnectionLimits, Tls};
 
@@ -120,7 +120,10 @@ impl Server {
     /// # Errors
     /// 503 until it is loaded.
     fn app(&self) -> Result<Arc<App>, ApiError> {
-        self.app.get().cloned().ok_or_else(|| ApiError::unavailable("the model is being loaded; /ready tells when it is"))
+        self.app
+            .get()
+            .cloned()
+            .ok_or_else(|| ApiError::unavailable("the model is being loaded; /ready tells when it is"))
     }
 
     /// Fails while it takes no requests.

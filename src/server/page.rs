@@ -38,9 +38,9 @@ pub(super) fn is_file(path: &str) -> bool {
 
 /// Routes of the page.
 pub(super) fn routes() -> Router<Arc<Server>> {
-    FILES.iter().fold(Router::new(), |router, &(path, kind, text)| {
-        router.route(path, get(async move || file(kind, text)))
-    })
+    FILES
+        .iter()
+        .fold(Router::new(), |router, &(path, kind, text)| router.route(path, get(async move || file(kind, text))))
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {

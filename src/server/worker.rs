@@ -28,8 +28,16 @@ pub(super) struct Timed {
 type Ticket = u64;
 
 enum Command {
-    Submit { ticket: Ticket, request: Box<Request>, events: mpsc::UnboundedSender<Timed>, taken: oneshot::Sender<Result<()>> },
-    Abort { ticket: Ticket, choice: Option<usize> },
+    Submit {
+        ticket: Ticket,
+        request: Box<Request>,
+        events: mpsc::UnboundedSender<Timed>,
+        taken: oneshot::Sender<Result<()>>,
+    },
+    Abort {
+        ticket: Ticket,
+        choice: Option<usize>,
+    },
     Drain,
 }
 
@@ -74,7 +82,8 @@ pub(super) fn start(engine: Engine, capacity: usize) -> Result<(EngineHandle, Jo
     let (commands, inbox) = channel();
     let health = watch::Sender::new(Health::Working);
     let shared = Arc::new(Shared { load: Mutex::new(engine.load()), health });
-    let mut worker = Worker { engine, inbox, requests: HashMap::new(), ids: HashMap::new(), shared: Arc::clone(&shared) };
+    let mut worker =
+        Worker { engine, inbox, requests: HashMap::new(), ids: HashMap::new(), shared: Arc::clone(&shared) };
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run());
     let thread = thread.map_err(Error::io("engine thread"))?;
     let places = Arc::new(Semaphore::new(capacity));
@@ -104,17 +113,26 @@ impl EngineHandle {
     /// 429 when the queue is full, 400 when it never has room for that many.
     pub(super) fn admit(&self, sequences: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         if sequences > self.capacity {
-            return Err(ApiError::invalid("n", format!("{sequences} sequences, and the server holds {} at once", self.capacity)));
+            return Err(ApiError::invalid(
+                "n",
+                format!("{sequences} sequences, and the server holds {} at once", self.capacity),
+            ));
         }
         let places = Arc::clone(&self.places).try_acquire_many_owned(sequences as u32);
-        places.map_err(|_| ApiError::overloaded(format!("{} sequences are running or waiting already; try again later", self.capacity)))
+        places.map_err(|_| {
+            ApiError::overloaded(format!("{} sequences are running or waiting already; try again later", self.capacity))
+        })
     }
 
     /// Hands a request to the engine and waits until it is taken.
     ///
     /// # Errors
     /// The engine's own.
-    pub(super) async fn submit(self: &Arc<Self>, request: Request, place: OwnedSemaphorePermit) -> Result<Running, ApiError> {
+    pub(super) async fn submit(
+        self: &Arc<Self>,
+        request: Request,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Running, ApiError> {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         let (events, receiver) = mpsc::unbounded_channel();
         let (taken, reply) = oneshot::channel();

@@ -64,7 +64,8 @@ fn streams_hold_the_same_text() {
 #[test]
 fn chat_follows_the_template() {
     let messages = json!([{ "role": "user", "content": [{ "type": "text", "text": PROMPT }] }]);
-    let request = json!({ "messages": messages, "max_tokens": 16, "temperature": 0, "logprobs": true, "top_logprobs": 3 });
+    let request =
+        json!({ "messages": messages, "max_tokens": 16, "temperature": 0, "logprobs": true, "top_logprobs": 3 });
     let got = shared().post("/v1/chat/completions", &request).ok();
     let choice = &got["choices"][0];
     let tokens = shared().post("/tokenize", &json!({ "messages": messages })).ok()["tokens"].clone();
@@ -103,7 +104,10 @@ fn prompts_and_choices_have_numbers() {
     let request = json!({ "prompt": prompts, "n": 2, "max_tokens": 8, "temperature": 1, "seed": 7 });
     let got = shared().post("/v1/completions", &request).ok();
     let choices = got["choices"].as_array().expect("choices");
-    assert_eq!(choices.iter().map(|choice| choice["index"].as_u64()).collect::<Vec<_>>(), (0..6).map(Some).collect::<Vec<_>>());
+    assert_eq!(
+        choices.iter().map(|choice| choice["index"].as_u64()).collect::<Vec<_>>(),
+        (0..6).map(Some).collect::<Vec<_>>()
+    );
     for (index, prompt) in prompts.iter().enumerate() {
         for choice in 0..2 {
             let request = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 1, "seed": 7 + choice });
@@ -184,7 +188,8 @@ fn what_the_server_says_of_itself() {
     assert_eq!(server.get("/nowhere").status, 404);
     assert_eq!(server.get("/v1/completions").status, 405);
     let text = "Über 3 Sätze 🙂";
-    let tokens = server.post("/tokenize", &json!({ "prompt": text, "add_special_tokens": false })).ok()["tokens"].clone();
+    let tokens =
+        server.post("/tokenize", &json!({ "prompt": text, "add_special_tokens": false })).ok()["tokens"].clone();
     assert_eq!(server.post("/detokenize", &json!({ "tokens": tokens })).ok()["prompt"], text);
     let answer = server.send("GET", "/health", &[("x-request-id", "my-id.7")], b"");
     assert_eq!(answer.header("x-request-id"), Some("my-id.7"));
@@ -247,7 +252,9 @@ fn wrong_fields_are_named() {
 /// A prompt of exactly the context's length has no room; one less has room for one token.
 #[test]
 fn the_context_ends_where_it_ends() {
-    let ask = |len: usize| shared().post("/v1/completions", &json!({ "prompt": vec![5; len], "max_tokens": 9, "temperature": 0 }));
+    let ask = |len: usize| {
+        shared().post("/v1/completions", &json!({ "prompt": vec![5; len], "max_tokens": 9, "temperature": 0 }))
+    };
     assert_eq!(ask(511).ok()["usage"]["completion_tokens"], 1);
     let full = ask(512);
     assert_eq!(full.refused(), (400, "prompt".to_owned()));

@@ -24,12 +24,14 @@ fn answers_and_resumes() {
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let mut lines = String::new();
     for id in 0..6 {
-        lines += &line(id, "/v1/completions", &json!({ "prompt": "The sea was", "max_tokens": 4 + id, "temperature": 0 }));
+        lines +=
+            &line(id, "/v1/completions", &json!({ "prompt": "The sea was", "max_tokens": 4 + id, "temperature": 0 }));
     }
     lines += &line(6, "/v1/completions", &json!({ "prompt": "x", "temperature": -1 }));
     lines += &line(7, "/v1/embeddings", &json!({ "input": "x" }));
     std::fs::write(&input, &lines).expect("written");
-    let written = json!({ "id": "a", "custom_id": "2", "response": { "status_code": 200, "body": "kept" }, "error": null });
+    let written =
+        json!({ "id": "a", "custom_id": "2", "response": { "status_code": 200, "body": "kept" }, "error": null });
     std::fs::write(dir.path().join("out.jsonl.part"), format!("{written}\n{{\"custom_id\": \"3")).expect("written");
     let (code, log) = run(&input, &output);
     assert_eq!(code, Some(0), "{log}");

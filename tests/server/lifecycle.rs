@@ -23,7 +23,8 @@ fn what_cannot_be_served_is_refused() {
     let (code, error) = refused(&[DEMO, "--device", "cpu", "--port", port]);
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains(port) && error.contains("in use"), "{error}");
-    let (code, error) = refused(&[DEMO, "--device", "cpu", "--port", "0", "--max-model-len", "512", "--kv-cache-memory-bytes", "1K"]);
+    let (code, error) =
+        refused(&[DEMO, "--device", "cpu", "--port", "0", "--max-model-len", "512", "--kv-cache-memory-bytes", "1K"]);
     assert_eq!(code, Some(6), "{error}");
     assert!(error.contains("--kv-cache-memory-bytes"), "{error}");
     assert_eq!(refused(&["--dummy", "llama-1.1b"]).0, Some(2), "random weights need a tokenizer");
@@ -88,7 +89,9 @@ fn a_unix_socket() {
 fn a_config_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("serve.toml");
-    let text = format!("model = \"{DEMO}\"\ndevice = \"cpu\"\nport = 0\nmax-model-len = 128\nserved-model-name = [\"a\", \"b\"]\n");
+    let text = format!(
+        "model = \"{DEMO}\"\ndevice = \"cpu\"\nport = 0\nmax-model-len = 128\nserved-model-name = [\"a\", \"b\"]\n"
+    );
     std::fs::write(&path, text).expect("written");
     let server = Server::spawn(&["serve", "--config", path.to_str().expect("UTF-8"), "--max-model-len", "256"]);
     server.wait_until_ready();
@@ -96,7 +99,8 @@ fn a_config_file() {
     let names: Vec<&str> = models["data"].as_array().expect("a list").iter().filter_map(|m| m["id"].as_str()).collect();
     assert_eq!((names, &models["data"][0]["max_model_len"]), (vec!["a", "b"], &json!(256)));
     std::fs::write(&path, "prot = 1\n").expect("written");
-    let output = Command::new(super::binary()).args(["serve", "--config", path.to_str().expect("UTF-8"), DEMO]).output();
+    let output =
+        Command::new(super::binary()).args(["serve", "--config", path.to_str().expect("UTF-8"), DEMO]).output();
     let output = output.expect("it runs");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && error.contains("`prot` is no flag of `lowbit serve`"), "{error}");

@@ -8,8 +8,13 @@ use serde_json::{Value, json};
 
 use super::{Server, greedy};
 
-const PROMPTS: [&str; 5] =
-    ["The sea was", "It was a dark night, and", "In the garden there stood", "It was a dark night, or", "She said that"];
+const PROMPTS: [&str; 5] = [
+    "The sea was",
+    "It was a dark night, and",
+    "In the garden there stood",
+    "It was a dark night, or",
+    "She said that",
+];
 
 /// Greedy and seeded requests with streams, choices, log-probabilities and shared prefixes, a fifth of them aborted and a twentieth bad.
 #[test]

@@ -87,7 +87,8 @@ impl Server {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LOWBIT_")) {
             command.env_remove(name);
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
         let log = Arc::new(Mutex::new(Vec::new()));
         let mut address = None;
@@ -97,7 +98,9 @@ impl Server {
             log.lock().expect("no panic").push(line);
         }
         let rest = Arc::clone(&log);
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| rest.lock().expect("no panic").push(line)));
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| rest.lock().expect("no panic").push(line))
+        });
         Server { child, address: address.expect("found"), log }
     }
 
@@ -143,7 +146,8 @@ impl Server {
     /// The value of a metric without labels but the model's name.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
         let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
         value.unwrap_or_else(|| panic!("no metric {name}:\n{text}"))
     }
@@ -203,7 +207,8 @@ pub fn read_answer(stream: &mut TcpStream) -> Answer {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).expect("a status line");
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {line:?}"));
+    let status =
+        line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {line:?}"));
     let mut headers = Vec::new();
     loop {
         line.clear();

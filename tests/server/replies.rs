@@ -52,7 +52,10 @@ fn a_named_function_is_called() {
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(choice["message"]["content"], Value::Null);
     let calls = choice["message"]["tool_calls"].as_array().expect("calls");
-    assert_eq!((calls.len(), &calls[0]["type"], &calls[0]["function"]["name"]), (1, &json!("function"), &json!("weather")));
+    assert_eq!(
+        (calls.len(), &calls[0]["type"], &calls[0]["function"]["name"]),
+        (1, &json!("function"), &json!("weather"))
+    );
     let arguments = calls[0]["function"]["arguments"].as_str().expect("a text");
     check_weather(arguments);
 
@@ -71,7 +74,8 @@ fn a_named_function_is_called() {
 #[test]
 fn some_function_is_called() {
     for seed in 0..4 {
-        let request = chat(json!({ "tools": tools(), "tool_choice": "required", "seed": seed, "parallel_tool_calls": false }));
+        let request =
+            chat(json!({ "tools": tools(), "tool_choice": "required", "seed": seed, "parallel_tool_calls": false }));
         let got = server().post("/v1/chat/completions", &request).ok();
         let call = &got["choices"][0]["message"]["tool_calls"][0]["function"];
         match call["name"].as_str() {
@@ -101,7 +105,8 @@ fn check_person(text: &str) {
 fn outputs_follow_grammars() {
     let text = |answer: &Answer| answer.ok()["choices"][0]["message"]["content"].as_str().expect("text").to_owned();
     let ask = |extra: Value| text(&server().post("/v1/chat/completions", &chat(extra)));
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "person", "schema": schema(), "strict": true } });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "person", "schema": schema(), "strict": true } });
     check_person(&ask(json!({ "response_format": format })));
     check_person(&ask(json!({ "structured_outputs": { "json": schema() } })));
     check_person(&ask(json!({ "guided_json": schema().to_string() })));
@@ -109,10 +114,14 @@ fn outputs_follow_grammars() {
     assert!(["yes", "no", "maybe"].contains(&choice.as_str()), "{choice}");
     let date = ask(json!({ "structured_outputs": { "regex": "20[0-9]{2}-(0[1-9]|1[0-2])" } }));
     let (year, month) = date.split_once('-').expect("a dash");
-    assert!(year.starts_with("20") && year.len() == 4 && (1..=12).contains(&month.parse::<u32>().expect("a month")), "{date}");
+    assert!(
+        year.starts_with("20") && year.len() == 4 && (1..=12).contains(&month.parse::<u32>().expect("a month")),
+        "{date}"
+    );
     let lark = ask(json!({ "guided_grammar": "start: \"a\"+ \"b\"", "logit_bias": {}, "temperature": 1.5 }));
     assert!(lark.ends_with('b') && lark[..lark.len() - 1].chars().all(|c| c == 'a') && lark.len() > 1, "{lark}");
-    let completion = json!({ "prompt": "The answer is", "max_tokens": 50, "structured_outputs": { "choice": ["one", "two"] } });
+    let completion =
+        json!({ "prompt": "The answer is", "max_tokens": 50, "structured_outputs": { "choice": ["one", "two"] } });
     let got = server().post("/v1/completions", &completion).ok();
     assert!(["one", "two"].contains(&got["choices"][0]["text"].as_str().expect("text")), "{got}");
     assert_eq!(got["choices"][0]["finish_reason"], "stop");
@@ -143,13 +152,15 @@ fn hostile_grammars() {
 
 #[test]
 fn responses() {
-    let request = json!({ "input": "Tell me a story.", "instructions": "Be brief.", "max_output_tokens": 12, "temperature": 0 });
+    let request =
+        json!({ "input": "Tell me a story.", "instructions": "Be brief.", "max_output_tokens": 12, "temperature": 0 });
     let got = server().post("/v1/responses", &request).ok();
     assert_eq!((&got["object"], &got["status"]), (&json!("response"), &json!("incomplete")));
     assert_eq!(got["incomplete_details"]["reason"], "max_output_tokens");
     let item = &got["output"][0];
     assert_eq!((&item["type"], &item["content"][0]["type"]), (&json!("message"), &json!("output_text")));
-    let messages = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "Tell me a story." }]);
+    let messages =
+        json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "Tell me a story." }]);
     let chat = json!({ "messages": messages, "max_tokens": 12, "temperature": 0 });
     let chat = server().post("/v1/chat/completions", &chat).ok();
     assert_eq!(item["content"][0]["text"], chat["choices"][0]["message"]["content"]);
@@ -160,7 +171,10 @@ fn responses() {
     request["stream"] = json!(true);
     let events = named_events(&server().post("/v1/responses", &request));
     let names: Vec<&str> = events.iter().map(|event| event["type"].as_str().expect("a name")).collect();
-    assert_eq!(names[..4], ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]);
+    assert_eq!(
+        names[..4],
+        ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+    );
     assert_eq!(
         names[names.len() - 4..],
         ["response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete"]
@@ -181,7 +195,9 @@ fn responses() {
     let got = server().post("/v1/responses", &request).ok();
     assert_eq!((&got["status"], &got["output"][0]["type"]), (&json!("completed"), &json!("function_call")));
     check_weather(got["output"][0]["arguments"].as_str().expect("a text"));
-    for (name, value) in [("previous_response_id", json!("resp_1")), ("background", json!(true)), ("include", json!(["x"]))] {
+    for (name, value) in
+        [("previous_response_id", json!("resp_1")), ("background", json!(true)), ("include", json!(["x"]))]
+    {
         let request = json!({ "input": "x", name: value });
         assert_eq!(server().post("/v1/responses", &request).refused(), (400, name.to_owned()));
     }
@@ -215,9 +231,13 @@ fn messages() {
     request["max_tokens"] = json!(12);
     request["temperature"] = json!(0);
     let got = server().post("/v1/messages", &request).ok();
-    assert_eq!((&got["type"], &got["role"], &got["stop_reason"]), (&json!("message"), &json!("assistant"), &json!("max_tokens")));
+    assert_eq!(
+        (&got["type"], &got["role"], &got["stop_reason"]),
+        (&json!("message"), &json!("assistant"), &json!("max_tokens"))
+    );
     let usage = &got["usage"];
-    let input = usage["input_tokens"].as_u64().expect("a number") + usage["cache_read_input_tokens"].as_u64().expect("a number");
+    let input = usage["input_tokens"].as_u64().expect("a number")
+        + usage["cache_read_input_tokens"].as_u64().expect("a number");
     assert_eq!((json!(input), &usage["output_tokens"]), (count, &json!(12)));
     let text = got["content"][0]["text"].as_str().expect("text").to_owned();
     request["stream"] = json!(true);

@@ -67,7 +67,8 @@ impl ChatWriter {
         let mut prompt_logprobs = Value::Null;
         for outcome in outcomes {
             if self.shape.prompt_logprobs {
-                prompt_logprobs = self.naming().prompt(outcome.prompt.as_ref().map_or(&[][..], |prompt| &prompt.logprobs));
+                prompt_logprobs =
+                    self.naming().prompt(outcome.prompt.as_ref().map_or(&[][..], |prompt| &prompt.logprobs));
             }
             for (index, choice) in outcome.choices.into_iter().enumerate() {
                 let reply = self.reply.whole(&choice.text);

@@ -111,7 +111,12 @@ pub(in crate::server) async fn completions(
         app: Arc::clone(&app),
         id: unique_id("cmpl-"),
         created: unix_time(),
-        logprobs: prepared.prompts.iter().flat_map(|_| 0..prepared.shape.n).map(|_| CompletionLogprobs::default()).collect(),
+        logprobs: prepared
+            .prompts
+            .iter()
+            .flat_map(|_| 0..prepared.shape.n)
+            .map(|_| CompletionLogprobs::default())
+            .collect(),
         prompts: prepared.prompts,
         shape: prepared.shape,
         options: prepared.options,

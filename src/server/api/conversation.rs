@@ -113,8 +113,15 @@ impl Conversation {
         let reply = ReplyOptions {
             // What is held to a grammar is the answer from its first character on.
             reasoning: app.model.reasoning_format.filter(|_| constraint.is_none()),
-            starts_in_reasoning: app.model.reasoning_format.is_some_and(|format| format.starts_in_reasoning(&rendered.text)),
-            tools: app.model.tool_format.filter(|_| self.tools.choice != Choice::None).map(|f| (f, self.tools.callable)),
+            starts_in_reasoning: app
+                .model
+                .reasoning_format
+                .is_some_and(|format| format.starts_in_reasoning(&rendered.text)),
+            tools: app
+                .model
+                .tool_format
+                .filter(|_| self.tools.choice != Choice::None)
+                .map(|f| (f, self.tools.callable)),
         };
         // A grammar sees the blank that the first token of a text may begin with.
         text.continuing = rendered.continuing || constraint.is_some();

@@ -65,7 +65,13 @@ pub(in crate::server) async fn embeddings(
     body: Map<String, Value>,
 ) -> Result<Response, ApiError> {
     let (requests, encoding) = app.prepare(move |app| prepare(app, body)).await?;
-    let text = TextOptions { stop: Vec::new(), include_stop_str_in_output: false, skip_special_tokens: true, keep: Vec::new(), continuing: false };
+    let text = TextOptions {
+        stop: Vec::new(),
+        include_stop_str_in_output: false,
+        skip_special_tokens: true,
+        keep: Vec::new(),
+        continuing: false,
+    };
     let mut generations = Vec::new();
     for request in requests {
         generations.push(app.generate(arrived, request, &text).await?);
@@ -76,7 +82,8 @@ pub(in crate::server) async fn embeddings(
         let embedding = encoded(normalized(state), encoding);
         json!({ "object": "embedding", "index": index, "embedding": embedding })
     };
-    let states = outcomes.into_iter().map(|outcome| outcome.prompt.map(|prompt| prompt.hidden_state).unwrap_or_default());
+    let states =
+        outcomes.into_iter().map(|outcome| outcome.prompt.map(|prompt| prompt.hidden_state).unwrap_or_default());
     Ok(Json(json!({
         "id": unique_id("embd-"),
         "object": "list",

@@ -32,7 +32,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 /// 413, 408, or 400 where the client's own connection failed.
 pub(in crate::server) async fn read_body(body: Body, limit: usize, timeout: Duration) -> Result<Vec<u8>, ApiError> {
     let collected = tokio::time::timeout(timeout, Limited::new(body, limit).collect()).await;
-    let late = |_| ApiError::timeout(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {timeout:?}"));
+    let late =
+        |_| ApiError::timeout(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {timeout:?}"));
     match collected.map_err(late)? {
         Ok(body) => Ok(body.to_bytes().to_vec()),
         Err(error) if error.is::<LengthLimitError>() => {
@@ -53,7 +54,8 @@ pub(in crate::server) fn parse_object(headers: &HeaderMap, body: &[u8]) -> Resul
         let message = "expected a body of content-type application/json";
         return Err(ApiError::bad_request(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    let malformed = |reason: String| ApiError::bad_request(StatusCode::BAD_REQUEST, format!("malformed JSON: {reason}"));
+    let malformed =
+        |reason: String| ApiError::bad_request(StatusCode::BAD_REQUEST, format!("malformed JSON: {reason}"));
     let text = std::str::from_utf8(body).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
     match strict_json(text).map_err(|e| malformed(e.to_string()))? {
         Value::Object(object) => Ok(object),
@@ -75,7 +77,8 @@ pub(in crate::server) fn take<T: DeserializeOwned>(object: &mut Map<String, Valu
     serde_path_to_error::deserialize(Value::Object(own)).map_err(|error| {
         let (path, reason) = (error.path().to_string(), error.into_inner().to_string());
         // serde names a missing field in its message alone.
-        let missing = reason.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')).map(|(name, _)| name);
+        let missing =
+            reason.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')).map(|(name, _)| name);
         match (missing, path.as_str()) {
             (Some(name), ".") => ApiError::invalid(name, "is required"),
             (Some(name), path) => ApiError::invalid(format!("{path}.{name}"), "is required"),
@@ -149,10 +152,7 @@ mod tests {
         assert_eq!(param(json!({ "model": "m", "n": -1 })).as_deref(), Some("n"));
         assert_eq!(param(json!({ "model": "m", "max_token": 1 })).as_deref(), Some("max_token"));
         let fields = of(json!({ "model": "m", "n": null, "user": "u", "nonsense": null, "stop": ["a"] }));
-        assert_eq!(
-            fields,
-            Ok(Fields { model: "m".into(), stop: Some(OneOrMany::Many(vec!["a".into()])), n: None })
-        );
+        assert_eq!(fields, Ok(Fields { model: "m".into(), stop: Some(OneOrMany::Many(vec!["a".into()])), n: None }));
     }
 
     #[test]
@@ -165,7 +165,12 @@ mod tests {
         assert_eq!(status("text/plain", b"{}"), Err(415));
         let deep = "[".repeat(100_000);
         for body in [&b"[]"[..], b"", b"{\"a\":NaN}", b"{\"a\":1,\"a\":2}", b"{\"a\":\"\xff\"}", deep.as_bytes()] {
-            assert_eq!(status("application/json", body), Err(400), "{}", String::from_utf8_lossy(&body[..body.len().min(20)]));
+            assert_eq!(
+                status("application/json", body),
+                Err(400),
+                "{}",
+                String::from_utf8_lossy(&body[..body.len().min(20)])
+            );
         }
     }
 }

@@ -47,7 +47,10 @@ pub(super) async fn models(State(server): State<Arc<Server>>) -> Result<Json<Val
 }
 
 /// `GET /v1/models/{model}`; names may hold slashes.
-pub(super) async fn model(State(server): State<Arc<Server>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn model(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
     app.check_model(Some(&name))?;
     Ok(Json(card(&app, &name)))

@@ -98,7 +98,9 @@ fn part_text(at: &str, part: Value) -> Result<String, ApiError> {
 /// Arguments come as a text that holds JSON.
 fn parse_arguments(at: &str, call: &mut Value) -> Result<(), ApiError> {
     let function = call.get_mut("function").and_then(Value::as_object_mut);
-    let Some(function) = function else { return Err(ApiError::invalid(format!("{at}.function"), "expected an object")) };
+    let Some(function) = function else {
+        return Err(ApiError::invalid(format!("{at}.function"), "expected an object"));
+    };
     if !function.get("name").is_some_and(Value::is_string) {
         return Err(ApiError::invalid(format!("{at}.function.name"), "expected a text"));
     }
@@ -113,7 +115,9 @@ fn parse_arguments(at: &str, call: &mut Value) -> Result<(), ApiError> {
             *arguments = parsed;
         }
         Some(Value::Object(_)) => {}
-        Some(_) => return Err(ApiError::invalid(format!("{at}.function.arguments"), "expected a text that holds JSON")),
+        Some(_) => {
+            return Err(ApiError::invalid(format!("{at}.function.arguments"), "expected a text that holds JSON"));
+        }
         None => {
             function.insert("arguments".into(), Value::Object(Map::new()));
         }
@@ -155,7 +159,8 @@ mod tests {
         assert_eq!(param(json!([{ "content": "x" }])), "messages[0].role");
         assert_eq!(param(json!([{ "role": "king", "content": "x" }])), "messages[0].role");
         assert_eq!(param(json!([{ "role": "user" }])), "messages[0].content");
-        let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "http://x" } }] }]);
+        let image =
+            json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "http://x" } }] }]);
         assert_eq!(param(image), "messages[0].content[0].type");
         let call = json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": "{" } }] }]);
         assert_eq!(param(call), "messages[0].tool_calls[0].function.arguments");

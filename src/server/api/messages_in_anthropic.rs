@@ -128,7 +128,8 @@ mod tests {
                 { "type": "text", "text": "and now?" },
             ] },
         ]);
-        let got = conversation(Some(json!([{ "type": "text", "text": "Be brief." }])), messages.as_array().unwrap().clone());
+        let got =
+            conversation(Some(json!([{ "type": "text", "text": "Be brief." }])), messages.as_array().unwrap().clone());
         let call = json!({ "id": "t1", "type": "function", "function": { "name": "weather", "arguments": { "city": "Rome" } } });
         let expected = json!([
             { "role": "system", "content": "Be brief." },
@@ -142,11 +143,18 @@ mod tests {
 
     #[test]
     fn errors_name_the_place() {
-        let param = |messages: Value| conversation(None, messages.as_array().unwrap().clone()).unwrap_err().param.unwrap();
+        let param =
+            |messages: Value| conversation(None, messages.as_array().unwrap().clone()).unwrap_err().param.unwrap();
         assert_eq!(param(json!([{ "role": "system", "content": "x" }])), "messages[0].role");
         assert_eq!(param(json!([{ "role": "user" }])), "messages[0].content");
         assert_eq!(param(json!([{ "role": "user", "content": [{ "type": "image" }] }])), "messages[0].content[0].type");
-        assert_eq!(param(json!([{ "role": "user", "content": [{ "type": "tool_use" }] }])), "messages[0].content[0].type");
-        assert_eq!(param(json!([{ "role": "assistant", "content": [{ "type": "tool_use", "name": "f" }] }])), "messages[0].content[0]");
+        assert_eq!(
+            param(json!([{ "role": "user", "content": [{ "type": "tool_use" }] }])),
+            "messages[0].content[0].type"
+        );
+        assert_eq!(
+            param(json!([{ "role": "assistant", "content": [{ "type": "tool_use", "name": "f" }] }])),
+            "messages[0].content[0]"
+        );
     }
 }

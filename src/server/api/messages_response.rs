@@ -74,7 +74,8 @@ impl MessageWriter {
         }
         blocks.extend(calls.iter().map(|call| {
             // Cut off in the middle of a call it is no JSON, and told as what there is.
-            let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({ "partial_json": call.arguments }));
+            let input =
+                serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({ "partial_json": call.arguments }));
             json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": input })
         }));
         let mut message = self.message(blocks.into());

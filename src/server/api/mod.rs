@@ -39,8 +39,8 @@ use super::Server;
 use super::access_log::Entry;
 use super::app::{App, unique_id};
 use super::error::ApiError;
-use super::page;
 use super::metrics::{Http, Method as Counted};
+use super::page;
 
 /// The router of a server, with the web page or without.
 pub(super) fn router(server: Arc<Server>, web: bool) -> Router {
@@ -56,7 +56,10 @@ pub(super) fn router(server: Arc<Server>, web: bool) -> Router {
         .route("/v1/completions", post(|State(server), request| json(server, request, completions::completions)))
         .route("/v1/responses", post(|State(server), request| json(server, request, responses::responses)))
         .route("/v1/messages", post(|State(server), request| json(server, request, messages::messages)))
-        .route("/v1/messages/count_tokens", post(|State(server), request| json(server, request, messages::count_tokens)))
+        .route(
+            "/v1/messages/count_tokens",
+            post(|State(server), request| json(server, request, messages::count_tokens)),
+        )
         .route("/v1/embeddings", post(|State(server), request| json(server, request, embeddings::embeddings)))
         .route("/tokenize", post(|State(server), request| json(server, request, tokenize::tokenize)))
         .route("/detokenize", post(|State(server), request| json(server, request, tokenize::detokenize)))
@@ -130,7 +133,14 @@ async fn around(State(server): State<Arc<Server>>, request: Request, next: Next)
         app.metrics.http(Http { method: counted, handler: route.clone(), status });
     }
     let key = key.as_deref();
-    server.access_log.write(&Entry { id: &id, method: method.as_str(), route: &route, status, took: start.elapsed(), key });
+    server.access_log.write(&Entry {
+        id: &id,
+        method: method.as_str(),
+        route: &route,
+        status,
+        took: start.elapsed(),
+        key,
+    });
     response
 }
 

@@ -48,9 +48,8 @@ pub(super) trait Render: Send + 'static {
 
 /// All that happens to some generations, with their numbers, as it happens.
 fn merged(generations: Vec<Generation>) -> impl Stream<Item = (usize, Result<Step, ApiError>)> + Send {
-    let numbered = |(index, generation): (usize, Generation)| {
-        generation.into_stream().map(move |step| (index, step)).boxed()
-    };
+    let numbered =
+        |(index, generation): (usize, Generation)| generation.into_stream().map(move |step| (index, step)).boxed();
     stream::select_all(generations.into_iter().enumerate().map(numbered).collect::<Vec<_>>())
 }
 
@@ -83,9 +82,8 @@ pub(super) fn stream<R: Render>(generations: Vec<Generation>, mut render: R) -> 
         Ok::<_, Infallible>(event.map_or(sse.clone(), |name| sse.event(name)))
     };
     let done = stream::iter(R::DONE.then(|| Ok(Event::default().data("[DONE]"))));
-    let mut response = Sse::new(chunks.map(event).chain(done))
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response();
+    let mut response =
+        Sse::new(chunks.map(event).chain(done)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
     // Proxies that buffer would hold tokens back.
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     response

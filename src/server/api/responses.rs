@@ -108,8 +108,10 @@ fn refuse_state(fields: &Fields) -> Result<(), ApiError> {
 
 fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, Echo, bool), ApiError> {
     let mut fields: Fields = take(&mut body)?;
-    let mut sampling_fields: Map<String, Value> =
-        ["temperature", "top_p"].iter().filter_map(|&name| body.remove(name).map(|value| (name.to_owned(), value))).collect();
+    let mut sampling_fields: Map<String, Value> = ["temperature", "top_p"]
+        .iter()
+        .filter_map(|&name| body.remove(name).map(|value| (name.to_owned(), value)))
+        .collect();
     let sampling: SamplingFields = take(&mut sampling_fields)?;
     refuse_unknown(&body)?;
     app.check_model(fields.model.as_deref())?;
@@ -122,7 +124,9 @@ fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, Echo, b
     structured.extend(format.clone().map(|format| ("response_format".to_owned(), format)));
     let structured: StructuredFields = take(&mut structured)?;
     let mut template = Map::new();
-    if let Some(effort) = fields.reasoning.as_ref().and_then(|reasoning| reasoning.get("effort")).filter(|e| !e.is_null()) {
+    if let Some(effort) =
+        fields.reasoning.as_ref().and_then(|reasoning| reasoning.get("effort")).filter(|e| !e.is_null())
+    {
         template.insert("reasoning_effort".into(), effort.clone());
     }
     let template: TemplateFields = take(&mut template)?;
@@ -177,7 +181,8 @@ fn tools(fields: &Fields) -> Result<ToolFields, ApiError> {
 
 /// Instructions and input as messages.
 fn messages(instructions: Option<String>, input: Value) -> Result<Vec<Value>, ApiError> {
-    let mut all: Vec<Value> = instructions.into_iter().map(|text| json!({ "role": "system", "content": text })).collect();
+    let mut all: Vec<Value> =
+        instructions.into_iter().map(|text| json!({ "role": "system", "content": text })).collect();
     let items = match input {
         Value::String(text) => {
             all.push(json!({ "role": "user", "content": text }));
@@ -192,14 +197,16 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<Value>, Ap
         let kind = item["type"].as_str().unwrap_or("message").to_owned();
         match kind.as_str() {
             "message" => {
-                let mut message = json!({ "role": take_field(&mut item, "role"), "content": take_field(&mut item, "content") });
+                let mut message =
+                    json!({ "role": take_field(&mut item, "role"), "content": take_field(&mut item, "content") });
                 if message["role"] == "assistant" && !reasoning.is_empty() {
                     message["reasoning_content"] = std::mem::take(&mut reasoning).into();
                 }
                 all.push(message);
             }
             "function_call" => {
-                let function = json!({ "name": take_field(&mut item, "name"), "arguments": take_field(&mut item, "arguments") });
+                let function =
+                    json!({ "name": take_field(&mut item, "name"), "arguments": take_field(&mut item, "arguments") });
                 let call = json!({ "id": take_field(&mut item, "call_id"), "type": "function", "function": function });
                 // Calls of one turn are of one message.
                 match all.last_mut().filter(|message| message["role"] == "assistant") {
@@ -221,7 +228,9 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<Value>, Ap
                     Value::Null => return Err(ApiError::invalid(format!("{at}.output"), "is required")),
                     output => output,
                 };
-                all.push(json!({ "role": "tool", "tool_call_id": take_field(&mut item, "call_id"), "content": output }));
+                all.push(
+                    json!({ "role": "tool", "tool_call_id": take_field(&mut item, "call_id"), "content": output }),
+                );
             }
             "reasoning" => {
                 let parts = item["content"].as_array().cloned().unwrap_or_default();

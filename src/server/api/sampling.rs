@@ -66,8 +66,9 @@ impl SamplingFields {
         let top_k = match self.top_k {
             None => defaults.top_k,
             Some(-1 | 0) => 0,
-            Some(k) => u32::try_from(k)
-                .map_err(|_| ApiError::invalid("top_k", format!("expected a number of tokens, 0 or -1 for all, got {k}")))?,
+            Some(k) => u32::try_from(k).map_err(|_| {
+                ApiError::invalid("top_k", format!("expected a number of tokens, 0 or -1 for all, got {k}"))
+            })?,
         };
         let mut params = SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -84,10 +85,8 @@ impl SamplingFields {
             ..defaults.clone()
         };
         for (id, bias) in self.logit_bias.iter().flatten() {
-            let id: u32 = id
-                .trim()
-                .parse()
-                .map_err(|_| ApiError::invalid("logit_bias", format!("`{id}` is not a token id")))?;
+            let id: u32 =
+                id.trim().parse().map_err(|_| ApiError::invalid("logit_bias", format!("`{id}` is not a token id")))?;
             if !(-100.0..=100.0).contains(bias) {
                 return Err(ApiError::invalid("logit_bias", format!("token {id}: expected -100 to 100, got {bias}")));
             }

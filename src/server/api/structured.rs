@@ -70,12 +70,15 @@ fn of_response_format(mut format: Map<String, Value>) -> Result<Option<Asked>, A
                 None => format.remove("schema"),
             };
             let schema = schema.filter(|schema| !schema.is_null());
-            let schema = schema.ok_or_else(|| ApiError::invalid("response_format.json_schema.schema", "is required"))?;
+            let schema =
+                schema.ok_or_else(|| ApiError::invalid("response_format.json_schema.schema", "is required"))?;
             Ok(Some((Constraint::JsonSchema(schema), "response_format.json_schema.schema".into())))
         }
         Some("regex") => text(&mut format, "pattern", "response_format.pattern", Constraint::Regex),
         Some("grammar") => text(&mut format, "grammar", "response_format.grammar", Constraint::Lark),
-        _ => Err(ApiError::invalid("response_format.type", "expected text, json_object, json_schema, regex or grammar")),
+        _ => {
+            Err(ApiError::invalid("response_format.type", "expected text, json_object, json_schema, regex or grammar"))
+        }
     }
 }
 
@@ -109,7 +112,12 @@ fn of_structured_outputs(outputs: Map<String, Value>) -> Result<Option<Asked>, A
                 Constraint::Choice(serde_json::from_value(choices).map_err(|_| wrong("a list of texts"))?)
             }
             ("json_object" | "regex" | "grammar", _) => return Err(wrong("a text, or true")),
-            _ => return Err(ApiError::invalid(&field, "is not supported: expected json, json_object, regex, choice or grammar")),
+            _ => {
+                return Err(ApiError::invalid(
+                    &field,
+                    "is not supported: expected json, json_object, regex, choice or grammar",
+                ));
+            }
         };
         if asked.is_some() {
             return Err(ApiError::invalid(field, "cannot be given beside another constraint"));
@@ -133,7 +141,10 @@ mod tests {
     fn each_name_is_understood() {
         let schema = json!({ "type": "object" });
         let openai = json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema, "strict": true } } });
-        assert_eq!(asked(openai), Ok(Some((Constraint::JsonSchema(schema.clone()), "response_format.json_schema.schema".into()))));
+        assert_eq!(
+            asked(openai),
+            Ok(Some((Constraint::JsonSchema(schema.clone()), "response_format.json_schema.schema".into())))
+        );
         assert_eq!(asked(json!({ "response_format": { "type": "text" } })), Ok(None));
         assert_eq!(
             asked(json!({ "response_format": { "type": "json_object" } })),

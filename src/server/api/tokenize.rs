@@ -37,7 +37,11 @@ struct PromptFields {
 ///
 /// # Errors
 /// What is wrong with the request.
-pub(in crate::server) async fn tokenize(app: Arc<App>, _: Instant, body: Map<String, Value>) -> Result<Response, ApiError> {
+pub(in crate::server) async fn tokenize(
+    app: Arc<App>,
+    _: Instant,
+    body: Map<String, Value>,
+) -> Result<Response, ApiError> {
     app.prepare(move |app| {
         let mut body = body;
         let fields: TokenizeFields = take(&mut body)?;
@@ -56,9 +60,9 @@ pub(in crate::server) async fn tokenize(app: Arc<App>, _: Instant, body: Map<Str
             }
             _ => return Err(ApiError::invalid("prompt", "expected either `prompt` or `messages`")),
         };
-        let strings = fields.return_token_strs.then(|| {
-            ids.iter().map(|&id| app.tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>()
-        });
+        let strings = fields
+            .return_token_strs
+            .then(|| ids.iter().map(|&id| app.tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>());
         Ok(Json(json!({
             "count": ids.len(),
             "max_model_len": app.max_model_len,
@@ -81,7 +85,11 @@ struct DetokenizeFields {
 ///
 /// # Errors
 /// What is wrong with the request.
-pub(in crate::server) async fn detokenize(app: Arc<App>, _: Instant, body: Map<String, Value>) -> Result<Response, ApiError> {
+pub(in crate::server) async fn detokenize(
+    app: Arc<App>,
+    _: Instant,
+    body: Map<String, Value>,
+) -> Result<Response, ApiError> {
     app.prepare(move |app| {
         let mut body = body;
         let fields: DetokenizeFields = take(&mut body)?;

@@ -149,10 +149,16 @@ mod tests {
             (json!({ "tools": [{ "type": "web_search" }] }), "tools[0].type"),
             (json!({ "tools": [{ "type": "function" }] }), "tools[0].function"),
             (json!({ "tools": [tool("a"), tool("a b")] }), "tools[1].function.name"),
-            (json!({ "tools": [{ "type": "function", "function": { "name": "a", "parameters": 1 } }] }), "tools[0].function.parameters"),
+            (
+                json!({ "tools": [{ "type": "function", "function": { "name": "a", "parameters": 1 } }] }),
+                "tools[0].function.parameters",
+            ),
             (json!({ "tool_choice": "required" }), "tools"),
             (json!({ "tools": [tool("a")], "tool_choice": "maybe" }), "tool_choice"),
-            (json!({ "tools": [tool("a")], "tool_choice": { "type": "function", "function": { "name": "b" } } }), "tool_choice"),
+            (
+                json!({ "tools": [tool("a")], "tool_choice": { "type": "function", "function": { "name": "b" } } }),
+                "tool_choice",
+            ),
         ] {
             assert_eq!(resolved(body.clone()), Err(Some(field.to_owned())), "{body}");
         }
