@@ -125,6 +125,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A server to be measured cannot be reached, or refuses.
+    #[error("server {url}: {reason}")]
+    Server {
+        /// Address that was asked.
+        url: String,
+        /// What it answered, or why it did not, and what to do.
+        reason: String,
+    },
+
     /// A request or command-line value out of its range.
     #[error("{what}: {reason}")]
     Input {
@@ -149,7 +158,7 @@ impl Error {
             Error::Unsupported { .. } => 5,
             Error::OutOfMemory { .. } => 6,
             Error::Cuda { .. } | Error::Engine { .. } | Error::Shape { .. } | Error::NotFinite { .. } => 7,
-            Error::Hub { .. } => 8,
+            Error::Hub { .. } | Error::Server { .. } => 8,
             Error::Verification(_) => 9,
         }
     }

@@ -16,7 +16,7 @@ use crate::models::{Batch, Limits, ModelRunner, expected_tensors};
 
 use super::options::{DeviceArgs, HeadArgs, scheme_summary};
 use super::source::SourceArgs;
-use super::{Outcome, bandwidth, bench_kernels, output};
+use super::{Outcome, bandwidth, bench_kernels, bench_serve, output};
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
@@ -68,6 +68,8 @@ pub(super) struct Args {
 enum What {
     /// Measure every op on the GPU: time, bandwidth, operations a second, beside the GPU's ceilings and cuBLASLt.
     Kernels(bench_kernels::Args),
+    /// Measure a server that speaks OpenAI's API: throughput, time to first token, latencies.
+    Serve(Box<bench_serve::Args>),
 }
 
 /// One line of the table.
@@ -110,8 +112,10 @@ impl Test {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    if let Some(What::Kernels(args)) = &args.what {
-        return bench_kernels::run(args);
+    match &args.what {
+        Some(What::Kernels(args)) => return bench_kernels::run(args),
+        Some(What::Serve(args)) => return bench_serve::run(args),
+        None => {}
     }
     let tests = args.tests()?;
     let source = args.source.open(&args.head)?;

@@ -5,6 +5,7 @@
 mod bandwidth;
 mod bench;
 mod bench_kernels;
+mod bench_serve;
 mod chat;
 mod config_file;
 mod constraint;
@@ -50,7 +51,7 @@ Exit codes:
     5  the model or the request needs something that is not supported
     6  the memory plan does not fit
     7  the GPU, its driver or a kernel failed
-    8  the model could not be fetched from the hub
+    8  the model could not be fetched from the hub, or a server could not be reached or refused (bench serve)
     9  a check that was asked for (verify) did not pass
   130  interrupted by Ctrl-C
 
@@ -91,7 +92,8 @@ enum Command {
     Plan(plan::Args),
     /// Check every operation and every layer of a model on a device against the CPU's executable specification.
     Verify(verify::Args),
-    /// Measure the speed of prompt processing and of decoding; `bench kernels` that of every op on the GPU.
+    /// Measure the speed of prompt processing and of decoding; `bench kernels` that of every op on the GPU, `bench serve` that of a
+    /// server.
     Bench(bench::Args),
     /// Show what this binary and this machine offer, and what to do about what does not work.
     Doctor(doctor::Args),

@@ -1,5 +1,6 @@
 //! The built binary as a user runs it: exit codes, stdout, stderr.
 
+mod bench_serve;
 mod chat;
 mod errors;
 mod eval;

@@ -1,7 +1,7 @@
 //! How `bench kernels` times one op, and the conditions of a run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::ProgressBar;
 
@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::device::cuda::{self, CudaDevice, Nvml, Reading};
 use crate::error::Result;
 
+use super::super::output;
 use super::report::{Ceiling, Ceilings, Conditions, Measurement, Report, Spread, Timing};
 
 /// Weights and outputs of a measurement: over five times the largest L2 cache (50 MB).
@@ -69,7 +70,7 @@ impl Bench {
     /// What was measured, in a run that began at `start`.
     pub(super) fn finish(self, start: SystemTime) -> Report {
         self.progress.finish_and_clear();
-        let conditions = self.conditions(utc(start));
+        let conditions = self.conditions(output::utc(start));
         Report::new(conditions, self.ceilings, self.measurements)
     }
 
@@ -150,42 +151,9 @@ fn values(readings: &[Reading], get: impl Fn(&Reading) -> Option<f64>) -> Vec<f6
     readings.iter().filter_map(get).collect()
 }
 
-/// `2026-11-22T01:20:33Z`.
-fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Years from March on, so that a leap day is a year's last: 1970-01-01 is 306 days into the 1969 that began then.
-    let mut day = days + 719_468; // since 0000-03-01
-    let era = day / 146_097; // 400 years
-    day %= 146_097;
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (month, january) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = era * 400 + year + january;
-    format!("{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// `date -u -d @N +%FT%TZ`.
-    #[test]
-    fn dates() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_709_251_200, "2024-03-01T00:00:00Z"),
-            (1_798_761_599, "2026-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
-        }
-    }
 
     #[test]
     fn copies_exceed_the_caches() {

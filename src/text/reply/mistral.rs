@@ -59,7 +59,6 @@ impl Mistral {
 
 impl CallReader for Mistral {
     fn push(&mut self, c: char, out: &mut Parts) {
-        let next = c.encode_utf8(&mut [0; 4]).to_string();
         match self {
             Mistral::Text(markers) => {
                 let mut text = String::new();
@@ -88,7 +87,7 @@ impl CallReader for Mistral {
                 Read::Done => *self = Mistral::behind_call(),
                 Read::Refused => {
                     let text = object.take_held();
-                    self.content(&text, &next, out);
+                    self.content(&text, c.encode_utf8(&mut [0; 4]), out);
                 }
             },
             Mistral::Behind(held) => match c {
@@ -97,7 +96,7 @@ impl CallReader for Mistral {
                 _ if c.is_whitespace() && held.len() < MAX_HELD => held.push(c),
                 _ => {
                     let text = std::mem::take(held);
-                    self.content(&text, &next, out);
+                    self.content(&text, c.encode_utf8(&mut [0; 4]), out);
                 }
             },
             Mistral::Name(head) => match head.push(c) {
@@ -117,7 +116,7 @@ impl CallReader for Mistral {
             Mistral::Arguments(scan) => {
                 let in_text = scan.in_text();
                 match scan.push(c) {
-                    None => self.content("", &next, out),
+                    None => self.content("", c.encode_utf8(&mut [0; 4]), out),
                     Some(event) => {
                         let mut text = String::new();
                         push_verbatim(c, in_text, &mut text);
