@@ -195,6 +195,24 @@ async fn serve(
     let mut signals = Signals::new()?;
     listening(&addresses);
 
+    let outcome = until_end(&server, &options, load, &mut signals).await;
+    if let Err(error) = &outcome {
+        let _ = server.fault.set(error.to_string());
+    }
+    // What is written already shall reach its clients.
+    closing.send_replace(true);
+    let flushed = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FLUSH, flushed).await;
+    outcome
+}
+
+/// Loads the model and serves it until the engine or a signal ends that.
+async fn until_end(
+    server: &Server,
+    options: &ServerOptions,
+    load: impl FnOnce() -> Result<Service> + Send + 'static,
+    signals: &mut Signals,
+) -> Result<()> {
     let (loaded, loading) = oneshot::channel();
     let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
         let _ = loaded.send(load());
@@ -204,9 +222,9 @@ async fn serve(
         service = loading => service.map_err(|_| Error::Engine { reason: "loading the model panicked: this is a bug".into() })??,
         () = signals.wait() => return Ok(()),
     };
-    let app = start(service, &options)?;
+    let app = start(service, options)?;
     server.serve_model(Arc::clone(&app))?;
-    let outcome = tokio::select! {
+    tokio::select! {
         ended = ended(app.engine.health()) => ended,
         () = signals.wait() => {
             server.is_draining.store(true, Ordering::Relaxed);
@@ -221,15 +239,7 @@ async fn serve(
                 () = signals.wait() => Ok(()),
             }
         }
-    };
-    if let Err(error) = &outcome {
-        let _ = server.fault.set(error.to_string());
     }
-    // What is written already shall reach its clients.
-    closing.send_replace(true);
-    let flushed = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(FLUSH, flushed).await;
-    outcome
 }
 
 /// How long responses that are complete have to reach their clients at the end.

@@ -292,3 +292,22 @@ fn stops_and_bans() {
     assert_eq!(got["usage"]["completion_tokens"], 3);
     assert!(text.starts_with(got["choices"][0]["text"].as_str().expect("text")));
 }
+
+#[test]
+fn the_page_loads_nothing_from_elsewhere() {
+    let page = shared().get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.header("content-security-policy").is_some_and(|policy| policy.starts_with("default-src 'self'")));
+    // Every file that it names is there.
+    let names = page
+        .body
+        .split(['"', '\''])
+        .filter(|name| name.ends_with(".js") || name.ends_with(".css") || name.ends_with(".svg"));
+    let mut found = 0;
+    for name in names {
+        let answer = shared().get(&format!("/{}", name.trim_start_matches(['.', '/'])));
+        assert_eq!(answer.status, 200, "{name}");
+        found += 1;
+    }
+    assert!(found >= 3, "{found}");
+}

@@ -48,17 +48,17 @@ impl ToolFormat {
             ToolFormat::Hermes => {
                 let (open, close) = (marker(hermes::OPEN), marker(hermes::CLOSE));
                 let object = any_object(&tools, "arguments", "#");
-                start("\n") + &format!("call: {open} \"\\n\" object \"\\n\" {close}\nobject: %json {object}\n")
+                start("\n") + &format!("call: {open} \"\\n\" object \"\\n\" {close}\nobject: {}\n", compact(&object))
             }
             ToolFormat::Llama3Json => {
                 let object = any_object(&tools, "parameters", "#");
-                start("; ") + &format!("call: %json {object}\n")
+                start("; ") + &format!("call: {}\n", compact(&object))
             }
             // Models whose vocabulary has the newer form's marker were trained on it.
             ToolFormat::Mistral if special(mistral::ARGS).is_some() => {
                 let (open, args) = (marker(mistral::CALLS), marker(mistral::ARGS));
                 let calls = rules(&tools, |_, tool| {
-                    Ok(format!("{open} {} {args} %json {}\n", text(tool.name), tool.parameters))
+                    Ok(format!("{open} {} {args} {}\n", text(tool.name), compact(&tool.parameters)))
                 })?;
                 format!("start: call{}\n{calls}", if parallel { "+" } else { "" })
             }
@@ -68,7 +68,7 @@ impl ToolFormat {
                 if !parallel {
                     array["maxItems"] = json!(1);
                 }
-                format!("start: {} %json {array}\n", marker(mistral::CALLS))
+                format!("start: {} {}\n", marker(mistral::CALLS), compact(&array))
             }
             ToolFormat::Glm45 => {
                 let (open, close) = (marker(hermes::OPEN), marker(hermes::CLOSE));
@@ -160,6 +160,17 @@ fn any_object(tools: &[Tool], key: &str, at: &str) -> Value {
     json!({"anyOf": tools.iter().enumerate().map(object).collect::<Vec<_>>()})
 }
 
+/// JSON of a schema, with blanks where Python's `json.dumps` has them and nowhere else: so models write calls, and one that has nothing to
+/// say does not fill the output with blanks.
+fn compact(schema: &Value) -> String {
+    let mut schema = schema.clone();
+    if let Value::Object(fields) = &mut schema {
+        let blanks = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+        fields.insert("x-guidance".into(), blanks);
+    }
+    format!("%json {schema}")
+}
+
 /// References within a schema, which is to stand at `at` in another document.
 fn move_references(schema: &mut Value, at: &str) {
     match schema {
@@ -219,7 +230,7 @@ impl Values<'_> {
             line_end => format!("{} {}", text(line_end), marker(self.end, self.special)),
         };
         if kind(schema) == Kind::Json {
-            return format!(": %json {} {end}\n", standing_alone(tool, key, schema));
+            return format!(": {} {end}\n", compact(&standing_alone(tool, key, schema)));
         }
         let listed = schema.get("enum").and_then(Value::as_array).cloned();
         let listed = listed.or_else(|| schema.get("const").map(|value| vec![value.clone()]));
