@@ -118,6 +118,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         None => {}
     }
     let tests = args.tests()?;
+    args.device.start_threads()?;
     let source = args.source.open(&args.head)?;
     let config = source.config();
     let len = tests.iter().map(|t| t.len()).max().unwrap_or(0);

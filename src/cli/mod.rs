@@ -79,7 +79,7 @@ enum Command {
     /// Talk with a model that has a chat template.
     Chat(chat::Args),
     /// Serve a model over an OpenAI-compatible HTTP API.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Answer a file of requests in OpenAI's batch format.
     RunBatch(run_batch::Args),
     /// Measure how good a model is: perplexity, divergence from a reference, multiple choice, comparisons.

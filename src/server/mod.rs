@@ -42,8 +42,8 @@ use listen::Listener;
 use metrics::Metrics;
 use worker::Health;
 
-/// Threads that tokenize and render templates.
-const PREPARING_THREADS: usize = 4;
+/// Threads that tokenize, render templates and wait for grammars at most: some seconds where a grammar is hostile.
+const PREPARING_THREADS: usize = 16;
 
 /// How a server works.
 #[derive(Debug, Clone)]

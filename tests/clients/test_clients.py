@@ -1,6 +1,7 @@
 """What the official clients make of the server's answers; each call is one that their own documentation shows."""
 
 import json
+from typing import Literal
 
 import anthropic
 import openai
@@ -132,7 +133,7 @@ def test_errors(client, base_url):
 
 
 @tool
-def weather(city: str, days: int) -> str:
+def weather(city: Literal["Rome", "Oslo"], days: Literal[1, 2, 3]) -> str:
     """Tells the weather of a city."""
     return f"{city} {days}"
 
@@ -144,7 +145,8 @@ def test_langchain(base_url):
     assert whole.usage_metadata["output_tokens"] == 12
     wide = ChatOpenAI(base_url=base_url + "/v1", api_key="sesame", model="demo", max_tokens=500, seed=4)
     call = wide.bind_tools([weather], tool_choice="weather", parallel_tool_calls=False).invoke("weather?").tool_calls[0]
-    assert call["name"] == "weather" and set(call["args"]) == {"city", "days"}
+    assert call["name"] == "weather"
+    check_weather(call["args"])
     person = wide.with_structured_output(Person, method="json_schema").invoke("Who?")
     assert isinstance(person, Person)
 

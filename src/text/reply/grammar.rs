@@ -124,6 +124,10 @@ impl<'a> Tool<'a> {
                 if !is_told {
                     map.insert("type".to_string(), json!("object"));
                 }
+                // A function takes the arguments that are declared; schemas seldom say that it takes no others.
+                if map.contains_key("properties") && !map.contains_key("patternProperties") {
+                    map.entry("additionalProperties").or_insert(json!(false));
+                }
                 Value::Object(map)
             }
             _ => return Err(Error::input(format!("{what}.function.parameters"), "expected a JSON schema, an object")),

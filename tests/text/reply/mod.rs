@@ -1,6 +1,7 @@
 //! A model's reply taken apart: examples after each format's public description, and the same however the text is cut.
 
 mod calls;
+mod forced_calls;
 mod formats;
 mod reasoning;
 
