@@ -1,4 +1,4 @@
-"""The dashboard and the alerts against what a server tells: no name that is not there, none left out, and every panel shows something.
+"""The dashboard and the alerts against what a server tells: every name is there, none is left out, every panel shows something.
 
     LOWBIT_BINARY=target/release/lowbit pytest deploy/grafana
 

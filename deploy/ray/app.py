@@ -217,7 +217,9 @@ class Ingress:
     async def __call__(self, request: Request) -> Response:
         path = request.url.path
         if path == "/metrics":
-            return failure(404, "servers have metrics of their own, and Ray those of the application; see docs/scaling.md", "not_found")
+            return failure(
+                404, "servers have metrics of their own, and Ray those of the application; see docs/scaling.md", "not_found"
+            )
         if request.url.query:
             path += f"?{request.url.query}"
         if (body := await self._body(request)) is None:
