@@ -126,7 +126,8 @@ class Replica:
         command += ["--max-body-mib", str(settings.max_body_mib)]
         self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(self._socket, limit=0),
+            # A connection for each request: one that is kept may have ended when the next request is sent on it.
+            connector=aiohttp.UnixConnector(self._socket, limit=0, force_close=True),
             # How long a request may take is the server's affair.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             auto_decompress=False,

@@ -65,7 +65,7 @@ def application():
         gpus=0,
         cpus=0,
         startup_timeout=120,
-        shutdown_timeout=20,
+        shutdown_timeout=60,
     )
     serve.run(app.build(settings), name="lowbit")
     yield
@@ -102,7 +102,7 @@ async def wait_for(what: str, condition, seconds: float):
     return value
 
 
-def session(seconds: float = 60) -> aiohttp.ClientSession:
+def session(seconds: float = 120) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(force_close=True)
     return aiohttp.ClientSession(URL, headers=HEADERS, connector=connector, timeout=aiohttp.ClientTimeout(total=seconds))
 
@@ -221,37 +221,37 @@ async def total_of_length() -> float:
 
 @pytest.mark.parametrize("victim_is", ["server", "actor"])
 def test_a_kill_under_load_costs_only_what_was_in_flight_there(victim_is):
-    seconds, clients = 8, 12
+    clients, rounds_after = 12, 3
 
-    async def load(http, end, streams, plain):
-        while time.monotonic() < end:
-            if len(plain) % 4 == 3:
-                started = time.monotonic()
-                plain.append((started, None))
-                slot = len(plain) - 1
-                async with http.post("/v1/completions", json=body(24)) as response:
-                    plain[slot] = (started, response.status)
-            else:
-                plain.append((time.monotonic(), 0))
-            stream = Stream()
-            streams.append(stream)
-            await stream.run(http, 96)
+    async def load(http, killed, streams, plain):
+        """Asks again and again until the kill, then a few times more."""
+        left = rounds_after
+        while left > 0:
+            left -= killed.is_set()
+            started = time.monotonic()
+            async with http.post("/v1/completions", json=body(8)) as response:
+                plain.append((started, response.status))
+            streams.append(Stream())
+            await streams[-1].run(http, 64)
 
-    async def kill(streams):
-        await asyncio.sleep(2)
+    async def kill(killed, streams):
+        def open_at():
+            found = [stream.server for stream in streams if stream.texts and not stream.done and not stream.error]
+            return found if len(found) > clients // 2 else None
+
+        found = await wait_for("streams under way", open_at, 60)
         # The one with the most to lose.
-        open_at = [stream.server for stream in streams if stream.server and not stream.done and not stream.error]
-        victim = max(set(open_at), key=open_at.count)
+        victim = max(set(found), key=found.count)
         process = servers()[victim]
         os.kill(process if victim_is == "server" else actor_of(process), signal.SIGKILL)
+        killed.set()
         return victim, time.monotonic()
 
     async def all_of_it():
-        streams, plain = [], []
-        async with session() as http:
-            end = time.monotonic() + seconds
-            work = [load(http, end, streams, plain) for _ in range(clients)]
-            (victim, at), *_ = await asyncio.gather(kill(streams), *work)
+        streams, plain, killed = [], [], asyncio.Event()
+        async with session() as http, asyncio.timeout(120):
+            work = [load(http, killed, streams, plain) for _ in range(clients)]
+            (victim, at), *_ = await asyncio.gather(kill(killed, streams), *work)
         return streams, plain, victim, at
 
     asyncio.run(wait_for_replicas())
@@ -263,18 +263,16 @@ def test_a_kill_under_load_costs_only_what_was_in_flight_there(victim_is):
         # A stream that had not begun to answer does not know its server; Ray knows that the server had it.
         assert stream.server == victim or stream.status == 502, vars(stream)
         assert stream.server != victim or stream.error, "a stream that was cut ended as if it were whole"
-    for stream in streams:
-        assert not stream.done or len("".join(stream.texts)) > 100
-    assert sum(stream.started > at for stream in streams) > clients, "hardly any load after the kill"
+    assert sum(stream.started > at for stream in streams) >= clients * (rounds_after - 1)
     for started, status in plain:
-        assert status in (0, 200) or (started < at and status == 502), (started - at, status)
+        assert status == 200 or (started < at and status == 502), (started - at, status)
     # Ray replaces what was lost, and nothing of it is left.
     now = asyncio.run(wait_for_replicas())
     assert victim not in now
 
 
 async def wait_for_replicas():
-    return await wait_for(f"{REPLICAS} servers", lambda: (found := servers()) and len(found) == REPLICAS and found, 90)
+    return await wait_for(f"{REPLICAS} servers", lambda: (found := servers()) and len(found) == REPLICAS and found, 240)
 
 
 def test_refusals_of_the_server_come_through():
@@ -320,10 +318,11 @@ def test_shutdown_lets_streams_end():
     async def drain():
         async with session() as http:
             stream = Stream()
-            work = asyncio.create_task(stream.run(http, 1500))
+            work = asyncio.create_task(stream.run(http, 500))
             async with asyncio.timeout(30):
                 while len(stream.times) < 10:
                     await asyncio.sleep(0.02)
+            assert not stream.done
             await asyncio.to_thread(serve.delete, "lowbit")
             return await work
 
