@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,20 +36,12 @@ struct Finished {
 /// Labels of an HTTP request: the route's pattern, never the path as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Http {
-    /// GET, POST.
-    pub(super) method: Method,
+    /// `GET`, `POST`, or `other`: clients may send any.
+    pub(super) method: &'static str,
     /// `/v1/models`.
     pub(super) handler: String,
     /// 200.
     pub(super) status: u16,
-}
-
-/// A method that has a name of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Method {
-    Get,
-    Post,
-    Other,
 }
 
 /// Size of the KV cache, told once.

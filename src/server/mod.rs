@@ -132,10 +132,11 @@ impl Server {
     /// 503.
     fn check_open(&self) -> Result<(), ApiError> {
         if let Some(reason) = self.fault() {
-            return Err(ApiError::unavailable(reason));
+            return Err(ApiError::unavailable(reason).with_code("broken"));
         }
+        let draining = ApiError::unavailable("the server is about to end and takes no more requests");
         match self.is_draining.load(Ordering::Relaxed) {
-            true => Err(ApiError::unavailable("the server is about to end and takes no more requests")),
+            true => Err(draining.with_code("draining")),
             false => Ok(()),
         }
     }

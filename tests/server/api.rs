@@ -195,6 +195,8 @@ fn what_the_server_says_of_itself() {
     assert_eq!(answer.header("x-request-id"), Some("my-id.7"));
     assert_ne!(server.send("GET", "/health", &[("x-request-id", "a b")], b"").header("x-request-id"), Some("a b"));
     assert!(server.metric("lowbit:num_requests_running") >= 0.0);
+    let metrics = server.get("/metrics").body;
+    assert!(metrics.contains("http_requests_total{method=\"GET\",handler=\"/health\",status=\"200\"}"), "{metrics}");
 }
 
 /// A field that is wrong, or not known, is named; nothing is dropped silently.
