@@ -21,6 +21,10 @@ pub struct Graph<'a> {
     tensors: PhantomData<&'a mut ()>,
 }
 
+// SAFETY: an executable graph belongs to a context, not to a thread, and every use of it binds the context first. It must not be launched
+// by two threads at once, so it is no `Sync`.
+unsafe impl Send for Graph<'_> {}
+
 impl CudaDevice {
     /// Records what `work` enqueues, without running it. Run it once before: kernels must be loaded by then, and
     /// nothing may be allocated, copied from the host or waited for.
