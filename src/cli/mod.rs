@@ -187,7 +187,7 @@ fn report(error: &Error) {
         message = text;
         cause = source.source();
     }
-    eprintln!("{}", lines.join("\n"));
+    output::note(&lines.join("\n"));
 }
 
 fn log_to_stderr(verbose: u8) {
@@ -203,6 +203,8 @@ fn log_to_stderr(verbose: u8) {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
+        // Told of on stderr too, with a panic where that is closed.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -16,6 +16,11 @@ pub(super) fn write(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::io("stdout"))
 }
 
+/// Writes a line to stderr, for verbs that go on whoever reads it: a pipe that was closed is no reason to end.
+pub(super) fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Writes one JSON value on one line to stdout.
 pub(super) fn write_json(value: &Value) -> Result<()> {
     write(&format!("{value}\n"))

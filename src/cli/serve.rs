@@ -1,5 +1,6 @@
 //! `serve`: an OpenAI-compatible server over one model.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::server::{self, AccessLogFormat, ApiKeys, Bind, ConnectionLimits, Requ
 
 use super::options::parse_count;
 use super::served::ServedArgs;
-use super::{Outcome, read_text};
+use super::{Outcome, output, read_text};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: lowbit serve assets/books-6m-gptq --port 8000
@@ -45,7 +46,7 @@ struct HttpArgs {
     port: u16,
 
     /// Listen on a Unix socket instead.
-    #[arg(long, env = "LOWBIT_UDS", value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    #[arg(long, env = "LOWBIT_UDS", value_name = "PATH", conflicts_with_all = ["host", "port", "tls_cert", "tls_key", "allowed_host"])]
     uds: Option<PathBuf>,
 
     /// Key that clients must send as `Authorization: Bearer KEY`. May be repeated. Better kept in the environment or in
@@ -152,7 +153,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let is_open = options.keys.is_empty() && !args.http.is_local();
     let loader = args.served.loader()?;
     server::run(options, loader, |addresses| {
-        eprintln!("listening on {}", addresses.join(", "));
+        output::note(&format!("listening on {}", addresses.join(", ")));
         if is_open {
             tracing::warn!("whoever reaches {} may use the model: --api-key asks for a key", addresses.join(", "));
         }
@@ -175,7 +176,8 @@ impl HttpArgs {
 
     /// Whether only this machine can reach it.
     fn is_local(&self) -> bool {
-        self.uds.is_some() || matches!(self.host.as_str(), "127.0.0.1" | "localhost" | "::1")
+        let is_loopback = self.host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        self.uds.is_some() || self.host == "localhost" || is_loopback
     }
 
     /// On this machine's own address a page of any site could have its name lead here.
@@ -183,7 +185,7 @@ impl HttpArgs {
         match (self.uds.is_some(), self.is_local()) {
             (true, _) => Vec::new(),
             (_, true) => {
-                let own = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
+                let own = ["localhost", "127.0.0.1", "[::1]", &self.host].map(str::to_owned);
                 own.into_iter().chain(self.allowed_host.iter().cloned()).collect()
             }
             _ => self.allowed_host.clone(),

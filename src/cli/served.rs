@@ -12,6 +12,7 @@ use crate::text::{ChatTemplate, GrammarCompiler, ReasoningFormat, Tokenizer, Too
 
 use super::engine_limits::MemoryArgs;
 use super::options::{DeviceArgs, EngineArgs, HeadArgs, SamplingArgs};
+use super::output;
 use super::source::{Source, SourceArgs};
 
 /// Flags of a served model.
@@ -114,14 +115,14 @@ impl ServedArgs {
             let mut engine = engine.start(runner);
             engine.warm_up()?;
             let load = start.elapsed().as_secs_f64();
-            eprintln!(
+            output::note(&format!(
                 "ready: {} on {} in {load:.1} s; {} sequences at once, {} tokens each at most, {} tokens of KV cache",
                 served.names[0],
                 device.name(),
                 limits.max_seqs,
                 limits.max_model_len,
                 limits.kv_blocks * KvCache::BLOCK_SIZE,
-            );
+            ));
             Ok(Service { engine, model: served, prefix_caching })
         })
     }

@@ -136,7 +136,7 @@ impl App {
     /// # Errors
     /// 400.
     pub(super) fn check_choices(&self, prompts: usize, n: usize) -> Result<(), ApiError> {
-        let most = self.limits.max_choices;
+        let most = self.limits.max_choices.min(self.engine.capacity());
         match prompts.checked_mul(n) {
             Some(1..) if prompts * n <= most => Ok(()),
             _ if n == 0 => Err(ApiError::invalid("n", "expected at least 1, got 0")),

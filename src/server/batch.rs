@@ -55,8 +55,8 @@ pub fn run_batch(
     (input, output): (&Path, &Path),
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BatchSummary> {
-    let all = check(input)?;
-    let (mut file, done) = open_part(&part_of(output))?;
+    let ids = check(input)?;
+    let (all, (mut file, done)) = (ids.len(), open_part(&part_of(output), &ids)?);
     let service = load()?;
     let at_once = 2 * service.engine.runner().limits().max_seqs;
     let runtime = super::runtime()?;
@@ -85,6 +85,11 @@ pub fn run_batch(
     });
     runtime.shutdown_background();
     let summary = summary?;
+    let answered = summary.resumed + summary.completed + summary.failed;
+    if answered != all {
+        let reason = format!("changed while it was read: {answered} of {all} requests were answered; start again");
+        return Err(Error::input(input.display().to_string(), reason));
+    }
     file.sync_all().map_err(Error::io(output))?;
     std::fs::rename(part_of(output), output).map_err(Error::io(output))?;
     Ok(summary)
@@ -96,8 +101,12 @@ fn part_of(output: &Path) -> PathBuf {
     part.into()
 }
 
-/// Checks every line; how many there are.
-fn check(input: &Path) -> Result<usize> {
+/// Checks every line; the ids of all.
+fn check(input: &Path) -> Result<HashSet<String>> {
+    if !std::fs::metadata(input).map_err(Error::io(input))?.is_file() {
+        // It is read twice, so that nothing is computed before a wrong line is found.
+        return Err(Error::input(input.display().to_string(), "is no regular file; write the requests to one first"));
+    }
     let mut ids = HashSet::new();
     for (number, line) in BufReader::new(File::open(input).map_err(Error::io(input))?).lines().enumerate() {
         let line = line.map_err(Error::io(input))?;
@@ -116,32 +125,43 @@ fn check(input: &Path) -> Result<usize> {
             return Err(wrong(format!("custom_id `{custom_id}` stands there twice")));
         }
     }
-    match ids.len() {
-        0 => Err(Error::input(input.display().to_string(), "holds no request")),
-        n => Ok(n),
+    match ids.is_empty() {
+        true => Err(Error::input(input.display().to_string(), "holds no request")),
+        false => Ok(ids),
     }
 }
 
-/// The output as far as an earlier run came, with the ids of its lines; a line that was cut off is taken off.
-fn open_part(part: &Path) -> Result<(File, HashSet<String>)> {
+/// The output as far as an earlier run came, with the ids of its lines; a last line that was cut off is taken off. The file is locked until
+/// it is closed.
+///
+/// # Errors
+/// `Input` where another run writes it, or a line is no answer to one of `ids`: then it is not ours to write.
+fn open_part(part: &Path, ids: &HashSet<String>) -> Result<(File, HashSet<String>)> {
+    let wrong = |reason: String| Error::input(part.display().to_string(), reason);
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(part).map_err(Error::io(part))?;
+    if file.try_lock().is_err() {
+        return Err(wrong("another run is writing it".into()));
+    }
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(Error::io(part))?;
-    let (mut done, mut end) = (HashSet::new(), 0);
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let Some(id) =
-            serde_json::from_slice::<Value>(line).ok().and_then(|v| v["custom_id"].as_str().map(str::to_owned))
-        else {
-            break;
+    let end = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    let mut done = HashSet::new();
+    for (number, line) in text[..end].split_inclusive(|&byte| byte == b'\n').enumerate() {
+        let answer: Value = serde_json::from_slice(line).unwrap_or_default();
+        let is_answer = answer.get("response").is_some() && answer.get("error").is_some();
+        match answer["custom_id"].as_str().filter(|id| is_answer && ids.contains(*id)) {
+            Some(id) => done.insert(id.to_owned()),
+            None => {
+                let reason = "is no answer to a request of the input; remove the file, or name another output";
+                return Err(wrong(format!("line {} {reason}", number + 1)));
+            }
         };
-        if !line.ends_with(b"\n") {
-            break;
-        }
-        done.insert(id);
-        end += line.len() as u64;
     }
-    file.set_len(end).and_then(|()| file.seek(std::io::SeekFrom::Start(end))).map_err(Error::io(part))?;
+    if end == 0 && !text.is_empty() && !text.starts_with(b"{") {
+        return Err(wrong("is no output of an earlier run; remove it, or name another output".into()));
+    }
+    file.set_len(end as u64).and_then(|()| file.seek(std::io::SeekFrom::Start(end as u64))).map_err(Error::io(part))?;
     Ok((file, done))
 }
 

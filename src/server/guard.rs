@@ -73,6 +73,9 @@ impl Guard {
     /// A page of another site whose name was made to lead here would name that site.
     fn check_host(&self, headers: &HeaderMap, authority: Option<&str>) -> Result<(), ApiError> {
         let text = |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
+        if headers.get_all(header::HOST).iter().count() > 1 {
+            return Err(ApiError::forbidden("the request names several hosts"));
+        }
         let host = authority.or_else(|| text(header::HOST));
         if !self.hosts.is_empty() {
             let name = host.map(|host| without_port(host).to_ascii_lowercase());

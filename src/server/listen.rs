@@ -1,6 +1,7 @@
 //! Sockets: TCP, Unix and TLS; limits of connections; and how they end.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,9 +98,11 @@ impl Listener {
                 listener.map(Listener::Tcp).map_err(|e| Error::input("--host, --port", format!("{host}:{port}: {e}")))
             }
             Bind::Unix(path) => {
-                // A socket that nobody listens to is left from a server that was killed.
-                if std::os::unix::net::UnixStream::connect(path)
-                    .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+                // A socket that nobody listens to is left from a server that was killed; any other file is somebody's.
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+                if is_socket
+                    && std::os::unix::net::UnixStream::connect(path)
+                        .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
                 {
                     let _ = std::fs::remove_file(path);
                 }

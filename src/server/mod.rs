@@ -43,7 +43,7 @@ use metrics::Metrics;
 use worker::Health;
 
 /// Threads that tokenize, render templates and wait for grammars at most: some seconds where a grammar is hostile.
-const PREPARING_THREADS: usize = 16;
+const PREPARING_THREADS: usize = 256;
 
 /// How a server works.
 #[derive(Debug, Clone)]

@@ -96,6 +96,11 @@ impl EngineHandle {
         *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sequences that are admitted at once.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Whether it works, and word when that changes.
     pub(super) fn health(&self) -> watch::Receiver<Health> {
         self.shared.health.subscribe()

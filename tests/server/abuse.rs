@@ -86,6 +86,7 @@ fn other_hosts_are_refused() {
     let mut stream = shared().connect();
     stream.write_all(b"GET /health HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").expect("sent");
     assert_eq!(read_answer(&mut stream).status, 403);
+    assert_eq!(shared().send("GET", "/health", &[("host", "evil.example")], b"").status, 403, "two hosts");
     assert_eq!(shared().send("GET", "/health", &[("origin", "https://evil.example")], b"").status, 403);
 }
 
@@ -118,6 +119,12 @@ fn vanished_clients() {
 #[test]
 fn a_full_queue_answers_429() {
     let server = Server::start(&["--max-num-seqs", "1", "--max-queued", "1"]);
+    let too_many = json!({ "prompt": ["a", "b", "c"], "max_tokens": 1 });
+    assert_eq!(
+        server.post("/v1/completions", &too_many).refused(),
+        (400, "n".to_owned()),
+        "there is never room for it"
+    );
     let mut request = greedy("Once upon a time", 450);
     request["ignore_eos"] = json!(true);
     let statuses: Vec<(u16, Option<String>)> = std::thread::scope(|scope| {

@@ -185,6 +185,7 @@ fn what_the_server_says_of_itself() {
     assert_eq!(models["data"][0]["max_model_len"], 512);
     assert_eq!(server.get(&format!("/v1/models/{}", super::DEMO)).ok()["id"], super::DEMO);
     assert_eq!(server.get("/v1/models/other").status, 404);
+    assert_eq!(server.get("/v1/models/%ff").refused(), (400, "model".to_owned()));
     assert_eq!(server.get("/nowhere").status, 404);
     assert_eq!(server.get("/v1/completions").status, 405);
     let text = "Über 3 Sätze 🙂";
@@ -238,6 +239,8 @@ fn wrong_fields_are_named() {
         (json!({ "max_token": 7 }), "max_token"),
         (json!({ "stream_options": {} }), "stream_options"),
         (json!({ "bad_words": [" "] }), "bad_words"),
+        (json!({ "bad_words": ["x".repeat(300)] }), "bad_words"),
+        (json!({ "stop_token_ids": vec![1; 2000] }), "stop_token_ids"),
     ] {
         assert_eq!(refused(extra.clone()), (400, param.to_owned()), "{extra}");
     }

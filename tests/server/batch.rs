@@ -66,4 +66,13 @@ fn wrong_lines_are_named_before_any_work() {
         assert!(log.contains(named), "{log}");
         assert!(!output.exists());
     }
+    // What another program left is not written over.
+    std::fs::write(&input, &good).expect("written");
+    let part = dir.path().join("out.jsonl.part");
+    for foreign in ["my notes, precious", "my notes, precious\n", "{\"custom_id\": \"0\"}\n"] {
+        std::fs::write(&part, foreign).expect("written");
+        let (code, log) = run(&input, &output);
+        assert_eq!(code, Some(2), "{log}");
+        assert_eq!(std::fs::read_to_string(&part).expect("text"), foreign);
+    }
 }

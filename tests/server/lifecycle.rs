@@ -82,6 +82,12 @@ fn a_unix_socket() {
     server.signal("-INT");
     assert_eq!(server.exit_code(), Some(0));
     assert!(!path.exists(), "the socket goes with the server");
+    // Any other file is somebody's.
+    std::fs::write(&path, "precious").expect("written");
+    let output = Command::new(super::binary()).args(["serve", DEMO, "--device", "cpu", "--uds", path_text]).output();
+    let output = output.expect("it runs");
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&path).expect("text"), "precious");
 }
 
 /// A file of flags, which the command line overrides.

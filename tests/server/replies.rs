@@ -140,6 +140,16 @@ fn hostile_grammars() {
         ("structured_outputs", json!({ "json": { "$ref": "https://example.com/schema" } }), "structured_outputs.json"),
         ("structured_outputs", json!({ "json": { "anyOf": alternatives } }), "structured_outputs.json"),
         ("guided_json", json!("{"), "guided_json"),
+        (
+            "guided_json",
+            json!({ "allOf": [{ "type": "integer", "multipleOf": 9973 }, { "multipleOf": 9967 }] }),
+            "guided_json",
+        ),
+        (
+            "guided_grammar",
+            json!("start: %json {\"type\": \"integer\", \"multiple\\u004ff\": 99999989}"),
+            "guided_grammar",
+        ),
     ] {
         let answer = server().post("/v1/chat/completions", &chat(json!({ name: value })));
         assert_eq!(answer.refused(), (400, field.to_owned()), "{}", answer.body);

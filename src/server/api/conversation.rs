@@ -103,6 +103,11 @@ impl Conversation {
         params.logprobs = self.logprobs;
         let told: &[Value] = if self.tools.choice == Choice::None { &[] } else { &self.tools.tools };
         let rendered = self.template.render(app, self.messages, told)?;
+        if self.tools.choice == Choice::Auto && app.model.tool_format.is_none() {
+            let reason =
+                "the model's format of calls is not known, so that none would be found; --tool-call-parser names it";
+            return Err(ApiError::invalid("tools", reason));
+        }
         let constraint = match (self.tools.choice, self.constraint) {
             (Choice::Required, Some((_, field))) => {
                 return Err(ApiError::invalid(field, "cannot be given where tool_choice demands a call"));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -49,8 +50,9 @@ pub(super) async fn models(State(server): State<Arc<Server>>) -> Result<Json<Val
 /// `GET /v1/models/{model}`; names may hold slashes.
 pub(super) async fn model(
     State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|e| ApiError::invalid("model", e.body_text()))?;
     let app = server.app()?;
     app.check_model(Some(&name))?;
     Ok(Json(card(&app, &name)))

@@ -16,6 +16,7 @@ use super::fields::{refuse_unknown, take, take_field};
 use super::respond::{collect, stream};
 use super::responses_writer::{Echo, ResponseWriter};
 use super::sampling::SamplingFields;
+use super::stream_options::StreamOptions;
 use super::structured::StructuredFields;
 use super::tools::ToolFields;
 
@@ -57,7 +58,7 @@ struct Fields {
     #[serde(default)]
     max_tool_calls: Option<u64>,
     #[serde(default)]
-    stream_options: Option<Value>,
+    stream_options: Option<StreamOptions>,
 }
 
 /// Answers a request that came at `arrived`.
@@ -116,6 +117,9 @@ fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, Echo, b
     refuse_unknown(&body)?;
     app.check_model(fields.model.as_deref())?;
     refuse_state(&fields)?;
+    only("text", fields.text.as_ref(), &["format", "verbosity"])?;
+    only("reasoning", fields.reasoning.as_ref(), &["effort", "summary", "generate_summary"])?;
+    StreamOptions::of(fields.stream, fields.stream_options.take())?;
     let format = match &mut fields.text {
         Some(text) => text.remove("format").filter(|format| !format.is_null()),
         None => None,
@@ -153,10 +157,15 @@ fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, Echo, b
         logprobs,
         truncate_prompt_tokens: None,
     };
-    if fields.stream_options.is_some_and(|options| options["include_obfuscation"] == json!(true)) {
-        return Err(ApiError::invalid("stream_options.include_obfuscation", "is not supported"));
-    }
     Ok((conversation.prepare(app)?, echo, fields.stream))
+}
+
+/// Fails for a field of an object that nobody would obey.
+fn only(at: &str, object: Option<&Map<String, Value>>, known: &[&str]) -> Result<(), ApiError> {
+    match object.into_iter().flatten().find(|(name, value)| !value.is_null() && !known.contains(&name.as_str())) {
+        Some((name, _)) => Err(ApiError::invalid(format!("{at}.{name}"), "is not a field that this server knows")),
+        None => Ok(()),
+    }
 }
 
 /// Tools in the shape of Chat Completions, which has the function one level down.

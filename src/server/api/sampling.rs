@@ -11,8 +11,18 @@ use crate::text::Tokenizer;
 
 use super::fields::OneOrMany;
 
-/// Most words that one request may ban, and tokens that it may name: each takes time at every step.
-const MAX_BAD_WORDS: usize = 1024;
+/// Most words that one request may ban, and tokens that it may name in one field: each takes time at every step.
+const MAX_NAMED: usize = 1024;
+/// Longest word that may be banned, in bytes.
+const MAX_WORD: usize = 256;
+
+/// Fails for a list that is longer than anyone needs.
+fn check_count(param: &str, count: usize) -> Result<(), ApiError> {
+    match count <= MAX_NAMED {
+        true => Ok(()),
+        false => Err(ApiError::invalid(param, format!("expected at most {MAX_NAMED} entries, got {count}"))),
+    }
+}
 
 /// Fields of a request that generates.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -84,6 +94,9 @@ impl SamplingFields {
             ignore_eos: self.ignore_eos,
             ..defaults.clone()
         };
+        check_count("logit_bias", self.logit_bias.as_ref().map_or(0, BTreeMap::len))?;
+        check_count("stop_token_ids", self.stop_token_ids.as_ref().map_or(0, Vec::len))?;
+        check_count("bad_words", self.bad_words.as_ref().map_or(0, Vec::len))?;
         for (id, bias) in self.logit_bias.iter().flatten() {
             let id: u32 =
                 id.trim().parse().map_err(|_| ApiError::invalid("logit_bias", format!("`{id}` is not a token id")))?;
@@ -112,13 +125,9 @@ impl SamplingFields {
     /// Bans words as vLLM does: as tokens at the start of a text, and after a blank.
     fn ban_words(&self, params: &mut SamplingParams, tokenizer: &Tokenizer) -> Result<(), ApiError> {
         let words = self.bad_words.as_deref().unwrap_or_default();
-        if words.len() > MAX_BAD_WORDS {
-            let reason = format!("expected at most {MAX_BAD_WORDS} words, got {}", words.len());
-            return Err(ApiError::invalid("bad_words", reason));
-        }
         for word in words {
-            if word.trim().is_empty() {
-                return Err(ApiError::invalid("bad_words", "holds a word of no letters"));
+            if word.trim().is_empty() || word.len() > MAX_WORD {
+                return Err(ApiError::invalid("bad_words", format!("expected words of 1 to {MAX_WORD} bytes")));
             }
             let bare = word.trim_start();
             let mut variants = vec![tokenizer.encode(bare, false)?];

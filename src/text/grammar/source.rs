@@ -96,7 +96,55 @@ impl Source {
     }
 }
 
+/// Most that the least common multiple of all `multipleOf` of a schema may be: the parser counts remainders, one state for each.
+const MAX_MULTIPLE: u64 = 10_000;
+
+/// Fails where the remainders that a schema's `multipleOf`s make would take more states than there is time or memory for; compiling cannot be
+/// stopped once it has begun. A grammar may hold schemas too, so text is looked at.
+fn check_multiples(source: &str) -> Result<(), String> {
+    let text = without_escapes(source);
+    let mut common = 1u64;
+    for (at, key) in text.match_indices("multipleOf") {
+        let value = text[at + key.len()..].trim_start_matches(|c: char| c == '"' || c == ':' || c.is_whitespace());
+        let digits: String = value.chars().take_while(|c| c.is_ascii_digit() || ".eE+-".contains(*c)).collect();
+        // Its digits without the decimal point: of 0.25 it is the 25 that counts.
+        let coefficient = digits.split(['e', 'E']).next().unwrap_or_default().replace(['.', '+', '-'], "");
+        let Ok(n) = coefficient.trim_start_matches('0').trim_end_matches('0').parse::<u64>() else { continue };
+        // The zeros of 5000 count where it is an integer.
+        let n = digits.parse::<u64>().unwrap_or(n).max(1);
+        common = (common / gcd(common, n)).saturating_mul(n);
+        if common > MAX_MULTIPLE {
+            return Err(format!(
+                "holds `multipleOf`s whose least common multiple is above {MAX_MULTIPLE}, which takes too long"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Text with its JSON escapes of four digits resolved.
+fn without_escapes(source: &str) -> String {
+    let mut parts = source.split("\\u");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32);
+        match code {
+            Some(c) => {
+                text.push(c);
+                text.push_str(&part[4..]);
+            }
+            None => text.push_str(part),
+        }
+    }
+    text
+}
+
 fn bounded(source: String, most: usize) -> Result<String, String> {
+    check_multiples(&source)?;
     match source.len() {
         len if len > most => Err(format!("is {len} bytes long, more than {} KiB", most >> 10)),
         _ => Ok(source),
@@ -125,4 +173,24 @@ fn without_anchors(regex: &str) -> &str {
     let regex = regex.strip_prefix('^').unwrap_or(regex);
     let backslashes = |text: &str| text.len() - text.trim_end_matches('\\').len();
     regex.strip_suffix('$').filter(|rest| backslashes(rest) % 2 == 0).unwrap_or(regex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiples_are_counted_together() {
+        let schema = |values: &[&str]| {
+            let all: Vec<String> = values.iter().map(|value| format!("{{\"multipleOf\": {value}}}")).collect();
+            check_multiples(&format!("{{\"allOf\": [{}]}}", all.join(","))).is_ok()
+        };
+        assert!(schema(&["0.01"]) && schema(&["5", "10", "25", "50", "100"]) && schema(&["60", "24", "7"]));
+        assert!(schema(&["0.25", "0.5"]) && schema(&["-3", "x", ""]));
+        assert!(
+            !schema(&["9973", "9967"]) && !schema(&["99999989"]) && !schema(&["50000"]) && !schema(&["0.99999989"])
+        );
+        assert!(!schema(&["18446744073709551615", "18446744073709551557"]));
+        assert!(check_multiples("%json {\"multiple\\u004ff\": 20011}").is_err());
+    }
 }
