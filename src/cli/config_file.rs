@@ -142,7 +142,8 @@ mod tests {
     fn the_command_line_wins() {
         let file = "model = \"m\"\nport = 9000\nthreads = 2\napi_key = [\"a\", \"b\"]\nno-web = true\n";
         let got = expand(file, &[]).unwrap();
-        assert_eq!(got, ["m", "--port=9000", "--threads=2", "--api-key=a", "--api-key=b", "--no-web"]);
+        // In the order of the keys' names.
+        assert_eq!(got, ["--api-key=a", "--api-key=b", "m", "--no-web", "--port=9000", "--threads=2"]);
         let got = expand(file, &["other", "--port", "1", "-t4"]).unwrap();
         assert_eq!(got, ["other", "--port", "1", "-t4", "--api-key=a", "--api-key=b", "--no-web"]);
         assert_eq!(expand(file, &["--port", "1", "x"]).unwrap()[..3], ["--port", "1", "x"]);
