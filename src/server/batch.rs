@@ -62,7 +62,8 @@ pub fn run_batch(
     let runtime = super::runtime()?;
     let summary = runtime.block_on(async {
         let server = Arc::new(Server::new(options));
-        server.serve_model(super::start(service, options)?)?;
+        let (app, thread) = super::start(service, options)?;
+        server.serve_model(Arc::clone(&app))?;
         let router = api::router(server, false);
         let mut summary = BatchSummary { resumed: done.len(), ..BatchSummary::default() };
         progress(summary.resumed, all);
@@ -81,6 +82,9 @@ pub fn run_batch(
             file.write_all(format!("{answer}\n").as_bytes()).map_err(Error::io(output))?;
             progress(summary.resumed + summary.completed + summary.failed, all);
         }
+        // The device must not be used while the process ends.
+        app.engine.stop();
+        let _ = thread.join();
         Ok(summary)
     });
     runtime.shutdown_background();

@@ -23,6 +23,7 @@ pub use listen::{Bind, ConnectionLimits, Tls};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -223,9 +224,9 @@ async fn until_end(
         service = loading => service.map_err(|_| Error::Engine { reason: "loading the model panicked: this is a bug".into() })??,
         () = signals.wait() => return Ok(()),
     };
-    let app = start(service, options)?;
+    let (app, thread) = start(service, options)?;
     server.serve_model(Arc::clone(&app))?;
-    tokio::select! {
+    let outcome = tokio::select! {
         ended = ended(app.engine.health()) => ended,
         () = signals.wait() => {
             server.is_draining.store(true, Ordering::Relaxed);
@@ -240,8 +241,18 @@ async fn until_end(
                 () = signals.wait() => Ok(()),
             }
         }
+    };
+    app.engine.stop();
+    // The device must not be used while the process ends.
+    let joined = tokio::task::spawn_blocking(move || thread.join());
+    if tokio::time::timeout(STOP, joined).await.is_err() {
+        tracing::warn!("the engine did not stop within {STOP:?}");
     }
+    outcome
 }
+
+/// How long a step and what follows it may take at the end.
+const STOP: Duration = Duration::from_secs(10);
 
 /// How long responses that are complete have to reach their clients at the end.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -255,7 +266,8 @@ async fn ended(mut health: watch::Receiver<Health>) -> Result<()> {
     }
 }
 
-fn start(service: Service, options: &ServerOptions) -> Result<Arc<App>> {
+/// Starts the engine's thread. Whoever ends the process stops it and waits for it first.
+fn start(service: Service, options: &ServerOptions) -> Result<(Arc<App>, JoinHandle<()>)> {
     let Service { engine, mut model, prefix_caching } = service;
     let (config, limits) = (engine.runner().config().clone(), *engine.runner().limits());
     let cache = (KvCache::BLOCK_SIZE, engine.runner().cache().num_blocks, prefix_caching);
@@ -263,9 +275,8 @@ fn start(service: Service, options: &ServerOptions) -> Result<Arc<App>> {
         model.names.push("model".into());
     }
     let metrics = Arc::new(Metrics::new(&model.names[0], cache, options.vllm_metrics));
-    // The thread ends with the engine's last handle.
-    let (engine, _) = worker::start(engine, limits.max_seqs + options.max_queued)?;
-    Ok(Arc::new(App {
+    let (engine, thread) = worker::start(engine, limits.max_seqs + options.max_queued)?;
+    let app = App {
         tokenizer: Arc::clone(&model.tokenizer),
         model,
         engine: Arc::new(engine),
@@ -275,7 +286,8 @@ fn start(service: Service, options: &ServerOptions) -> Result<Arc<App>> {
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         created: app::unix_time(),
-    }))
+    };
+    Ok((Arc::new(app), thread))
 }
 
 /// Ctrl-C, and what service managers send.

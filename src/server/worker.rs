@@ -39,6 +39,8 @@ enum Command {
         choice: Option<usize>,
     },
     Drain,
+    /// End now, whatever runs.
+    Stop,
 }
 
 /// Whether the engine works.
@@ -82,8 +84,15 @@ pub(super) fn start(engine: Engine, capacity: usize) -> Result<(EngineHandle, Jo
     let (commands, inbox) = channel();
     let health = watch::Sender::new(Health::Working);
     let shared = Arc::new(Shared { load: Mutex::new(engine.load()), health });
-    let mut worker =
-        Worker { engine, inbox, requests: HashMap::new(), ids: HashMap::new(), shared: Arc::clone(&shared) };
+    let mut worker = Worker {
+        engine,
+        inbox,
+        requests: HashMap::new(),
+        ids: HashMap::new(),
+        shared: Arc::clone(&shared),
+        is_draining: false,
+        is_stopped: false,
+    };
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run());
     let thread = thread.map_err(Error::io("engine thread"))?;
     let places = Arc::new(Semaphore::new(capacity));
@@ -110,6 +119,11 @@ impl EngineHandle {
     pub(super) fn drain(&self) {
         // Where the thread has ended its health tells so.
         let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Ends the thread after the step that it computes; requests that are left fail.
+    pub(super) fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
     }
 
     /// Places for `sequences`, held until what is returned is dropped.
@@ -191,25 +205,26 @@ struct Worker {
     requests: HashMap<RequestId, InFlight>,
     ids: HashMap<Ticket, RequestId>,
     shared: Arc<Shared>,
+    is_draining: bool,
+    is_stopped: bool,
 }
 
 impl Worker {
     fn run(&mut self) {
         // Requests would wait for ever for a thread that has panicked.
         let _guard = PanicGuard(Arc::clone(&self.shared));
-        let mut is_draining = false;
-        loop {
+        while !self.is_stopped {
             if self.engine.is_idle() {
-                if is_draining {
+                if self.is_draining {
                     self.shared.set_health(Health::Drained);
                     return;
                 }
                 let Ok(command) = self.inbox.recv() else { return };
-                is_draining |= self.obey(command);
+                self.obey(command);
             }
             loop {
                 match self.inbox.try_recv() {
-                    Ok(command) => is_draining |= self.obey(command),
+                    Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
@@ -227,8 +242,7 @@ impl Worker {
         }
     }
 
-    /// True where it was told to drain.
-    fn obey(&mut self, command: Command) -> bool {
+    fn obey(&mut self, command: Command) {
         match command {
             Command::Submit { ticket, request, events, taken } => {
                 let live = vec![true; request.n];
@@ -241,7 +255,7 @@ impl Worker {
                 let _ = taken.send(result.map(|_| ()));
             }
             Command::Abort { ticket, choice } => {
-                let Some(&id) = self.ids.get(&ticket) else { return false };
+                let Some(&id) = self.ids.get(&ticket) else { return };
                 match choice {
                     Some(choice) => {
                         self.engine.abort_choice(id, choice);
@@ -255,10 +269,10 @@ impl Worker {
             }
             Command::Drain => {
                 self.engine.drain();
-                return true;
+                self.is_draining = true;
             }
+            Command::Stop => self.is_stopped = true,
         }
-        false
     }
 
     fn deliver(&mut self, at: Instant, event: Event) {
