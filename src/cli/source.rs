@@ -17,7 +17,7 @@ use super::output;
 pub(super) struct SourceArgs {
     /// Model directory or hub id (`org/name[@revision]`).
     #[arg(required_unless_present = "dummy", conflicts_with = "dummy")]
-    pub(super) model: Option<String>,
+    model: Option<String>,
 
     /// Random weights of a known shape instead of a model, such as `llama-1.1b` or `llama-3.1-8b`; an unknown name
     /// lists them.

@@ -35,13 +35,13 @@ impl Run {
 }
 
 /// The binary: beside the tests where both were carried to another machine, else where cargo built it.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let beside = std::env::current_exe().expect("a path").with_file_name("lowbit");
     if beside.is_file() { beside } else { env!("CARGO_BIN_EXE_lowbit").into() }
 }
 
 /// The binary with `args` and no settings from this environment.
-fn command(args: &[&str]) -> Command {
+pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args).env_remove("RUST_LOG").env("HF_HUB_OFFLINE", "1");
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LOWBIT_")) {

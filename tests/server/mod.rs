@@ -9,12 +9,13 @@ mod replies;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::cli::{binary, command};
 
 const DEMO: &str = "assets/books-6m-gptq";
 
@@ -65,11 +66,6 @@ impl Answer {
     }
 }
 
-fn binary() -> PathBuf {
-    let beside = std::env::current_exe().expect("a path").with_file_name("lowbit");
-    if beside.is_file() { beside } else { env!("CARGO_BIN_EXE_lowbit").into() }
-}
-
 impl Server {
     /// The demo model on the CPU on a free port, with further flags.
     pub fn start(flags: &[&str]) -> Server {
@@ -82,11 +78,7 @@ impl Server {
 
     /// Starts the binary and waits until it listens.
     pub fn spawn(args: &[&str]) -> Server {
-        let mut command = Command::new(binary());
-        command.args(args).env_remove("RUST_LOG").env("HF_HUB_OFFLINE", "1");
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LOWBIT_")) {
-            command.env_remove(name);
-        }
+        let mut command = command(args);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();

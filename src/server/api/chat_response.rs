@@ -9,7 +9,7 @@ use crate::server::generation::{Finish, Piece, Step, Usage};
 use crate::text::{ReplyParser, ReplyPart};
 
 use super::logprobs::Naming;
-use super::reply::{Call, Reply, ReplyOptions};
+use super::reply::{Call, Reply, ReplyOptions, parts_of};
 use super::respond::{Chunk, Outcome, Render, usage_json};
 use super::stream_options::StreamOptions;
 
@@ -148,10 +148,7 @@ impl Render for ChatWriter {
         match step {
             Step::Prompt(_) => Vec::new(),
             Step::Piece(Piece { choice, text, token, finish }) => {
-                let mut parts = self.parsers[choice].push(&text);
-                if finish.is_some() {
-                    parts.extend(self.parsers[choice].finish());
-                }
+                let parts = parts_of(&mut self.parsers[choice], &text, finish.is_some());
                 let mut deltas = self.deltas(parts);
                 let mut logprobs = match token.filter(|_| self.shape.logprobs) {
                     Some(token) => self.naming().chat(&[token]),

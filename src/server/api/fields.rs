@@ -87,6 +87,11 @@ pub(in crate::server) fn take<T: DeserializeOwned>(object: &mut Map<String, Valu
     })
 }
 
+/// The fields of these names, taken out of an object.
+pub(in crate::server) fn take_named(object: &mut Map<String, Value>, names: &[&str]) -> Map<String, Value> {
+    names.iter().filter_map(|&name| object.remove(name).map(|value| (name.to_owned(), value))).collect()
+}
+
 /// Fails for fields that are left: nobody would obey them.
 ///
 /// # Errors

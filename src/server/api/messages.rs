@@ -12,8 +12,8 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 
 use super::conversation::{Conversation, Prepared, TemplateFields};
-use super::fields::{refuse_unknown, take};
-use super::messages_in_anthropic::{conversation, system_text};
+use super::fields::{refuse_unknown, take, take_named};
+use super::messages_in_anthropic::conversation;
 use super::messages_response::MessageWriter;
 use super::respond::{collect, stream};
 use super::sampling::SamplingFields;
@@ -124,8 +124,7 @@ pub(in crate::server) async fn messages(
 fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, bool), ApiError> {
     let prompt: PromptFields = take(&mut body)?;
     let fields: Fields = take(&mut body)?;
-    let mut sampling: Map<String, Value> =
-        SAMPLING.iter().filter_map(|&name| body.remove(name).map(|value| (name.to_owned(), value))).collect();
+    let mut sampling = take_named(&mut body, &SAMPLING);
     if let Some(stop) = &fields.stop_sequences {
         sampling.insert("stop".into(), json!(stop));
     }
@@ -148,21 +147,11 @@ fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, bool), 
 ///
 /// # Errors
 /// What is wrong with it.
-pub(in crate::server) async fn count_tokens(
-    app: Arc<App>,
-    _: Instant,
-    body: Map<String, Value>,
-) -> Result<Response, ApiError> {
-    app.prepare(move |app| {
-        let mut body = body;
-        let prompt: PromptFields = take(&mut body)?;
-        refuse_unknown(&body)?;
-        app.check_model(prompt.model.as_deref())?;
-        // What `system` may hold is told of even where there is none.
-        system_text(prompt.system.clone())?;
-        let (tools, template) = (prompt.tools()?.resolve()?, prompt.template()?);
-        let rendered = template.render(app, conversation(prompt.system, prompt.messages)?, &tools.tools)?;
-        Ok(Json(json!({ "input_tokens": rendered.ids.len() })).into_response())
-    })
-    .await
+pub(in crate::server) fn count_tokens(app: &App, mut body: Map<String, Value>) -> Result<Value, ApiError> {
+    let prompt: PromptFields = take(&mut body)?;
+    refuse_unknown(&body)?;
+    app.check_model(prompt.model.as_deref())?;
+    let (tools, template) = (prompt.tools()?.resolve()?, prompt.template()?);
+    let rendered = template.render(app, conversation(prompt.system, prompt.messages)?, &tools.tools)?;
+    Ok(json!({ "input_tokens": rendered.ids.len() }))
 }

@@ -26,7 +26,7 @@ pub(super) fn conversation(system: Option<Value>, messages: Vec<Value>) -> Resul
 ///
 /// # Errors
 /// 400 naming the block.
-pub(super) fn system_text(system: Option<Value>) -> Result<Option<String>, ApiError> {
+fn system_text(system: Option<Value>) -> Result<Option<String>, ApiError> {
     system.map(|system| text_of("system", system)).transpose()
 }
 

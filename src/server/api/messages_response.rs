@@ -7,7 +7,7 @@ use crate::server::error::ApiError;
 use crate::server::generation::{Finish, Piece, Step, Usage};
 use crate::text::{ReplyParser, ReplyPart};
 
-use super::reply::{Call, Reply, ReplyOptions};
+use super::reply::{Call, Reply, ReplyOptions, parts_of};
 use super::respond::{Chunk, Outcome, Render};
 
 /// The kind of a content block.
@@ -181,11 +181,8 @@ impl Render for MessageWriter {
         match step {
             Step::Prompt(_) => {}
             Step::Piece(Piece { text, finish, .. }) => {
-                let mut parts = self.parser.push(&text);
-                if finish.is_some() {
-                    parts.extend(self.parser.finish());
-                    self.finish = finish;
-                }
+                let parts = parts_of(&mut self.parser, &text, finish.is_some());
+                self.finish = finish.or(self.finish.take());
                 self.parts(parts, &mut out);
             }
             Step::End(usage) => self.usage = usage,

@@ -58,11 +58,11 @@ pub(super) fn router(server: Arc<Server>, web: bool) -> Router {
         .route("/v1/messages", post(|State(server), request| json(server, request, messages::messages)))
         .route(
             "/v1/messages/count_tokens",
-            post(|State(server), request| json(server, request, messages::count_tokens)),
+            post(|State(server), request| computed(server, request, messages::count_tokens)),
         )
         .route("/v1/embeddings", post(|State(server), request| json(server, request, embeddings::embeddings)))
-        .route("/tokenize", post(|State(server), request| json(server, request, tokenize::tokenize)))
-        .route("/detokenize", post(|State(server), request| json(server, request, tokenize::detokenize)))
+        .route("/tokenize", post(|State(server), request| computed(server, request, tokenize::tokenize)))
+        .route("/detokenize", post(|State(server), request| computed(server, request, tokenize::detokenize)))
         .fallback(async || ApiError::not_found("unknown_url", "there is no such route"))
         .method_not_allowed_fallback(async || {
             ApiError::bad_request(axum::http::StatusCode::METHOD_NOT_ALLOWED, "the route does not take that method")
@@ -102,6 +102,19 @@ async fn json<F: Future<Output = Result<Response, ApiError>>>(
     let body = fields::read_body(body, limits.max_body_bytes, limits.body_timeout).await?;
     let object = fields::parse_object(&parts.headers, &body)?;
     handler(app, arrived, object).await
+}
+
+/// The same for a handler that asks the engine nothing.
+async fn computed(
+    server: Arc<Server>,
+    request: Request,
+    handler: fn(&App, Map<String, Value>) -> Result<Value, ApiError>,
+) -> Result<Response, ApiError> {
+    let compute = async move |app: Arc<App>, _, body| {
+        let value = app.prepare(move |app| handler(app, body)).await?;
+        Ok(axum::Json(value).into_response())
+    };
+    json(server, request, compute).await
 }
 
 /// What surrounds every route: the guard, the request's id, the count and the log.

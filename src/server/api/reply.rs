@@ -36,7 +36,7 @@ impl ReplyOptions {
     pub(super) fn whole(&self, text: &str) -> Reply {
         let mut parser = self.parser();
         let mut reply = Reply::default();
-        for part in parser.push(text).into_iter().chain(parser.finish()) {
+        for part in parts_of(&mut parser, text, true) {
             match part {
                 ReplyPart::Reasoning(text) => reply.reasoning.push_str(&text),
                 ReplyPart::Content(text) => reply.content.push_str(&text),
@@ -50,6 +50,15 @@ impl ReplyOptions {
         }
         reply
     }
+}
+
+/// What a piece of text adds to a reply; with the last one comes what was held back.
+pub(super) fn parts_of(parser: &mut ReplyParser, text: &str, is_last: bool) -> Vec<ReplyPart> {
+    let mut parts = parser.push(text);
+    if is_last {
+        parts.extend(parser.finish());
+    }
+    parts
 }
 
 /// A tool call.

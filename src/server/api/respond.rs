@@ -79,7 +79,10 @@ pub(super) fn stream<R: Render>(generations: Vec<Generation>, mut render: R) -> 
     };
     let event = |Chunk { event, data }: Chunk| {
         let sse = Event::default().data(data.to_string());
-        Ok::<_, Infallible>(event.map_or(sse.clone(), |name| sse.event(name)))
+        Ok::<_, Infallible>(match event {
+            Some(name) => sse.event(name),
+            None => sse,
+        })
     };
     let done = stream::iter(R::DONE.then(|| Ok(Event::default().data("[DONE]"))));
     let mut response =

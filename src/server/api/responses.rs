@@ -12,7 +12,7 @@ use crate::server::app::{App, clipped};
 use crate::server::error::ApiError;
 
 use super::conversation::{Conversation, Prepared, TemplateFields};
-use super::fields::{refuse_unknown, take, take_field};
+use super::fields::{refuse_unknown, take, take_field, take_named};
 use super::respond::{collect, stream};
 use super::responses_writer::{Echo, ResponseWriter};
 use super::sampling::SamplingFields;
@@ -109,10 +109,7 @@ fn refuse_state(fields: &Fields) -> Result<(), ApiError> {
 
 fn prepare(app: &App, mut body: Map<String, Value>) -> Result<(Prepared, Echo, bool), ApiError> {
     let mut fields: Fields = take(&mut body)?;
-    let mut sampling_fields: Map<String, Value> = ["temperature", "top_p"]
-        .iter()
-        .filter_map(|&name| body.remove(name).map(|value| (name.to_owned(), value)))
-        .collect();
+    let mut sampling_fields = take_named(&mut body, &["temperature", "top_p"]);
     let sampling: SamplingFields = take(&mut sampling_fields)?;
     refuse_unknown(&body)?;
     app.check_model(fields.model.as_deref())?;

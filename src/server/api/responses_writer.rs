@@ -11,7 +11,7 @@ use crate::server::generation::{Finish, Piece, Step, Usage};
 use crate::text::{ReplyParser, ReplyPart};
 
 use super::logprobs::Naming;
-use super::reply::{Call, ReplyOptions};
+use super::reply::{Call, ReplyOptions, parts_of};
 use super::respond::{Chunk, Outcome, Render};
 
 /// Fields of the request that the response repeats.
@@ -110,8 +110,7 @@ impl ResponseWriter {
         if self.echo.logprobs {
             self.hold(&choice.tokens);
         }
-        let mut parts = self.parser.push(&choice.text);
-        parts.extend(self.parser.finish());
+        let parts = parts_of(&mut self.parser, &choice.text, true);
         self.parts(parts, &mut events);
         (self.usage, self.finish) = (outcome.usage, choice.finish);
         let status = self.status();
@@ -292,11 +291,8 @@ impl Render for ResponseWriter {
                 if let Some(token) = token.filter(|_| self.echo.logprobs) {
                     self.hold(&[token]);
                 }
-                let mut parts = self.parser.push(&text);
-                if finish.is_some() {
-                    parts.extend(self.parser.finish());
-                    self.finish = finish;
-                }
+                let parts = parts_of(&mut self.parser, &text, finish.is_some());
+                self.finish = finish.or(self.finish.take());
                 self.parts(parts, &mut out);
             }
             Step::End(usage) => self.usage = usage,

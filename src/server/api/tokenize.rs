@@ -1,10 +1,5 @@
 //! `POST /tokenize` and `/detokenize`: what the model sees of a text, or of a conversation.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use axum::Json;
-use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -37,41 +32,32 @@ struct PromptFields {
 ///
 /// # Errors
 /// What is wrong with the request.
-pub(in crate::server) async fn tokenize(
-    app: Arc<App>,
-    _: Instant,
-    body: Map<String, Value>,
-) -> Result<Response, ApiError> {
-    app.prepare(move |app| {
-        let mut body = body;
-        let fields: TokenizeFields = take(&mut body)?;
-        app.check_model(fields.model.as_deref())?;
-        let ids = match (fields.prompt, fields.messages) {
-            (Some(text), None) => {
-                let special: PromptFields = take(&mut body)?;
-                refuse_unknown(&body)?;
-                app.encode("prompt", &text, special.add_special_tokens.unwrap_or(true))?
-            }
-            (None, Some(messages)) => {
-                let template: TemplateFields = take(&mut body)?;
-                let tools: ToolFields = take(&mut body)?;
-                refuse_unknown(&body)?;
-                template.render(app, messages, &tools.resolve()?.tools)?.ids
-            }
-            _ => return Err(ApiError::invalid("prompt", "expected either `prompt` or `messages`")),
-        };
-        let strings = fields
-            .return_token_strs
-            .then(|| ids.iter().map(|&id| app.tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>());
-        Ok(Json(json!({
-            "count": ids.len(),
-            "max_model_len": app.max_model_len,
-            "tokens": ids,
-            "token_strs": strings,
-        }))
-        .into_response())
-    })
-    .await
+pub(in crate::server) fn tokenize(app: &App, mut body: Map<String, Value>) -> Result<Value, ApiError> {
+    let fields: TokenizeFields = take(&mut body)?;
+    app.check_model(fields.model.as_deref())?;
+    let ids = match (fields.prompt, fields.messages) {
+        (Some(text), None) => {
+            let special: PromptFields = take(&mut body)?;
+            refuse_unknown(&body)?;
+            app.encode("prompt", &text, special.add_special_tokens.unwrap_or(true))?
+        }
+        (None, Some(messages)) => {
+            let template: TemplateFields = take(&mut body)?;
+            let tools: ToolFields = take(&mut body)?;
+            refuse_unknown(&body)?;
+            template.render(app, messages, &tools.resolve()?.tools)?.ids
+        }
+        _ => return Err(ApiError::invalid("prompt", "expected either `prompt` or `messages`")),
+    };
+    let strings = fields
+        .return_token_strs
+        .then(|| ids.iter().map(|&id| app.tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>());
+    Ok(json!({
+        "count": ids.len(),
+        "max_model_len": app.max_model_len,
+        "tokens": ids,
+        "token_strs": strings,
+    }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,21 +71,13 @@ struct DetokenizeFields {
 ///
 /// # Errors
 /// What is wrong with the request.
-pub(in crate::server) async fn detokenize(
-    app: Arc<App>,
-    _: Instant,
-    body: Map<String, Value>,
-) -> Result<Response, ApiError> {
-    app.prepare(move |app| {
-        let mut body = body;
-        let fields: DetokenizeFields = take(&mut body)?;
-        refuse_unknown(&body)?;
-        app.check_model(fields.model.as_deref())?;
-        if let Some(id) = fields.tokens.iter().find(|&&id| id as usize >= app.vocab_size) {
-            let reason = format!("token id {id} is outside the vocabulary of {}", app.vocab_size);
-            return Err(ApiError::invalid("tokens", reason));
-        }
-        Ok(Json(json!({ "prompt": app.tokenizer.decode(&fields.tokens, false) })).into_response())
-    })
-    .await
+pub(in crate::server) fn detokenize(app: &App, mut body: Map<String, Value>) -> Result<Value, ApiError> {
+    let fields: DetokenizeFields = take(&mut body)?;
+    refuse_unknown(&body)?;
+    app.check_model(fields.model.as_deref())?;
+    if let Some(id) = fields.tokens.iter().find(|&&id| id as usize >= app.vocab_size) {
+        let reason = format!("token id {id} is outside the vocabulary of {}", app.vocab_size);
+        return Err(ApiError::invalid("tokens", reason));
+    }
+    Ok(json!({ "prompt": app.tokenizer.decode(&fields.tokens, false) }))
 }
